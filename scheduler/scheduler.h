@@ -1,0 +1,71 @@
+// Scheduler: admission, batching, KV accounting; Admit -> Plan -> Execute -> Apply on one thread of its own. It never
+// computes and knows no text. Submit, Cancel, Drain and Stats may be called from any thread: they only enqueue or read an
+// immutable snapshot.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/model_info.h"
+#include "scheduler/request.h"
+#include "scheduler/worker_client.h"
+
+namespace switchyard {
+
+struct SchedulerOptions {
+  int32_t max_num_seqs = 256;             // sequences in a step, over all attention workers
+  int32_t max_num_batched_tokens = 2048;  // rows in a step, over all participants
+  int32_t max_queued_requests = 1024;     // waiting, not yet running; more are refused
+  int64_t max_queued_tokens = 4 << 20;    // prompt tokens of waiting requests
+  bool enable_prefix_caching = true;
+};
+
+// A consistent picture taken after a step. Counters since start.
+struct SchedulerStats {
+  int32_t running = 0;  // sequences
+  int32_t waiting = 0;
+  double kv_usage = 0;  // 0 … 1, blocks in use by sequences
+  uint64_t steps = 0;
+  uint64_t preemptions = 0;
+  uint64_t prompt_tokens = 0;     // of admitted requests
+  uint64_t cached_tokens = 0;
+  uint64_t generation_tokens = 0;
+  uint64_t batched_tokens = 0;    // rows over all steps
+  double last_step_seconds = 0;
+  std::chrono::steady_clock::time_point last_progress;  // of the loop; health compares it with now
+  bool failed = false;            // a worker failed; accepted requests were ended with an error
+};
+
+struct StepObservation {  // for histograms; called on the scheduler's thread after each step
+  double seconds = 0;
+  int32_t tokens = 0;
+};
+
+class Scheduler {
+ public:
+  // `client` must outlive the scheduler. The thread starts in Start().
+  Scheduler(const SchedulerOptions& options, const ModelInfo& model, WorkerClient* client);
+  ~Scheduler();
+
+  void Start();
+  // kResourceExhausted when the queue is full (message names the numbers), kUnavailable when draining or failed,
+  // kInvalidArgument when it can never fit. The id is valid when OK.
+  absl::StatusOr<RequestId> Submit(Request request);
+  // Ends all choices of a request, or one. No further event is sent for them. Unknown ids are ignored.
+  void Cancel(RequestId id);
+  void CancelChoice(RequestId id, int32_t choice);
+  // Refuses new requests; `done` is called (on the scheduler's thread) when nothing is left.
+  void Drain(std::function<void()> done);
+  SchedulerStats Stats() const;
+  void SetStepObserver(std::function<void(const StepObservation&)> observer);  // before Start
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace switchyard
