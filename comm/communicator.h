@@ -1,7 +1,7 @@
-// Communicator: moves packed buffers between the ranks of one epoch. It knows no text, no requests and no models.
-// Ranks are dense: attention ranks and expert ranks share one numbering. One instance per rank, used by that rank's owner
-// thread only; Abort may be called from any thread. After an abort or a lost peer every call fails and the instance can
-// only be destroyed.
+// Communicator: moves packed buffers between the ranks of one epoch. It knows no text, no requests
+// and no models. Ranks are dense: attention ranks and expert ranks share one numbering. One
+// instance per rank, used by that rank's owner thread only; Abort may be called from any thread.
+// After an abort or a lost peer every call fails and the instance can only be destroyed.
 #pragma once
 
 #include <chrono>
@@ -17,7 +17,8 @@ namespace switchyard {
 
 enum class MessageKind : uint8_t { kCounts, kDispatch, kCombine, kWeights };
 
-// Which message of a step this is. Two messages with one tag between one pair of ranks in one direction are a bug.
+// Which message of a step this is. Two messages with one tag between one pair of ranks in one
+// direction are a bug.
 struct MessageTag {
   uint64_t step = 0;
   int32_t layer = 0;
@@ -45,12 +46,12 @@ class Communicator {
   virtual int32_t rank() const = 0;
   virtual int32_t size() const = 0;
 
-  // Starts a group of sends and receives. Within a group the order does not matter and cannot deadlock; messages to
-  // oneself are legal. At most one group of receives and any number of sends may be under way. The spans must stay valid
-  // until Wait() returned.
+  // Starts a group of sends and receives. Within a group the order does not matter and cannot
+  // deadlock; messages to oneself are legal. At most one group of receives and any number of sends
+  // may be under way. The spans must stay valid until Wait() returned.
   virtual absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) = 0;
-  // Blocks until everything started is complete, an abort (kAborted), a lost peer (kUnavailable, names the rank) or the
-  // deadline (kDeadlineExceeded, names the peers that are late).
+  // Blocks until everything started is complete, an abort (kAborted), a lost peer (kUnavailable,
+  // names the rank) or the deadline (kDeadlineExceeded, names the peers that are late).
   virtual absl::Status Wait(std::chrono::steady_clock::time_point deadline) = 0;
 
   // Ends every wait of this rank with `reason`; any thread.

@@ -1,5 +1,5 @@
-// ExpertPlacement: the immutable map between logical experts and the physical replicas on expert ranks. Part of an epoch;
-// shared as shared_ptr<const ExpertPlacement>.
+// ExpertPlacement: the immutable map between logical experts and the physical replicas on expert
+// ranks. Part of an epoch; shared as shared_ptr<const ExpertPlacement>.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,10 @@ namespace switchyard {
 
 class ExpertPlacement {
  public:
-  // hosts[layer][expert] = expert ranks (dense, 0-based among expert ranks, ascending) that hold a replica.
-  static absl::StatusOr<ExpertPlacement> Create(int32_t num_ranks, std::vector<std::vector<std::vector<int32_t>>> hosts);
+  // hosts[layer][expert] = expert ranks (dense, 0-based among expert ranks, ascending) that hold a
+  // replica.
+  static absl::StatusOr<ExpertPlacement> Create(
+      int32_t num_ranks, std::vector<std::vector<std::vector<int32_t>>> hosts);
   // Contiguous even split without replicas; num_experts need not be a multiple of num_ranks.
   static ExpertPlacement Even(int32_t num_layers, int32_t num_experts, int32_t num_ranks);
 
@@ -25,7 +27,8 @@ class ExpertPlacement {
   // The experts that `rank` holds in `layer`, ascending.
   std::vector<int32_t> ExpertsOf(int32_t layer, int32_t rank) const;
 
-  // Every expert has a host, hosts are in range, ascending, and no rank holds two replicas of one expert.
+  // Every expert has a host, hosts are in range, ascending, and no rank holds two replicas of one
+  // expert.
   absl::Status Validate() const;
 
  private:

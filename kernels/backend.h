@@ -1,9 +1,11 @@
-// ComputeBackend: the maths of a decoder, each op declared and checked once; CPU now, CUDA as a faster equal. One
-// backend belongs to one worker and is used by that worker's owner thread only. Ops are enqueued in call order and are
-// done after Synchronize(); on the CPU each call returns when it is done. No op knows models, requests or ranks.
+// ComputeBackend: the maths of a decoder, each op declared and checked once; CPU now, CUDA as a
+// faster equal. One backend belongs to one worker and is used by that worker's owner thread only.
+// Ops are enqueued in call order and are done after Synchronize(); on the CPU each call returns
+// when it is done. No op knows models, requests or ranks.
 //
-// Equal bits: every op computes each row from that row alone, in an order that depends neither on the number of rows
-// nor on threads (DESIGN.md section 1). "act" below is the activation type, float32 or bfloat16.
+// Equal bits: every op computes each row from that row alone, in an order that depends neither on
+// the number of rows nor on threads (DESIGN.md section 1). "act" below is the activation type,
+// float32 or bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +19,8 @@
 
 namespace switchyard {
 
-// A weight matrix [n, k] in the back end's own layout. Immutable after packing; may be read by many threads.
+// A weight matrix [n, k] in the back end's own layout. Immutable after packing; may be read by many
+// threads.
 struct PackedMatrix {
   int64_t n = 0;  // output features
   int64_t k = 0;  // input features
@@ -39,8 +42,8 @@ struct MlpGroup {
   int64_t end = 0;
 };
 
-// One layer's paged KV cache. Block b holds positions [b*block_size, …) of a sequence. The layout inside a block is the
-// back end's: KvBlockBytes() says how many bytes a block of one layer takes.
+// One layer's paged KV cache. Block b holds positions [b*block_size, …) of a sequence. The layout
+// inside a block is the back end's: KvBlockBytes() says how many bytes a block of one layer takes.
 struct KvCacheShape {
   int num_blocks = 0;
   int block_size = 0;  // divides 256, the attention split
@@ -49,7 +52,8 @@ struct KvCacheShape {
   DType dtype = DType::kF32;
 };
 
-// The rows [first_row, first_row + num_rows) of a batch belong to one sequence and sit at positions start_position, ….
+// The rows [first_row, first_row + num_rows) of a batch belong to one sequence and sit at positions
+// start_position, ….
 struct SequenceRows {
   std::span<const int32_t> block_table;  // covers positions [0, start_position + num_rows)
   int32_t start_position = 0;
@@ -58,15 +62,17 @@ struct SequenceRows {
 };
 
 struct AttentionArgs {
-  Tensor q;                                   // [rows, num_heads, head_dim] float32, RoPE applied
-  const Tensor* kv = nullptr;                 // this layer's cache: [num_blocks * KvBlockBytes] as bytes (kI32 view)
+  Tensor q;  // [rows, num_heads, head_dim] float32, RoPE applied
+  const Tensor* kv =
+      nullptr;  // this layer's cache: [num_blocks * KvBlockBytes] as bytes (kI32 view)
   KvCacheShape shape;
   std::span<const SequenceRows> sequences;
   float scale = 1.0f;
-  Tensor out;                                 // [rows, num_heads * head_dim] act
+  Tensor out;  // [rows, num_heads * head_dim] act
 };
 
-// What the sampler needs to draw one token from one row of logits; all derived from the plan and the token ids.
+// What the sampler needs to draw one token from one row of logits; all derived from the plan and
+// the token ids.
 struct SamplingRow {
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
@@ -81,7 +87,7 @@ struct SamplingRow {
   std::span<const int32_t> banned;  // ids that must not be drawn (stop ids below min_tokens)
   uint64_t seed = 0;
   uint32_t choice = 0;
-  int64_t position = 0;        // of the token to be drawn
+  int64_t position = 0;           // of the token to be drawn
   int32_t num_top_logprobs = -1;  // -1: no logprobs at all; 0: only the chosen token's
 };
 
@@ -89,14 +95,16 @@ struct SampledToken {
   int32_t token = -1;
   bool finite = true;    // false: logits held a NaN or all were -inf; token is then -1
   float logprob = 0.0f;  // log softmax of the raw logits (before bias, penalties and temperature)
-  std::vector<std::pair<int32_t, float>> top;  // the highest raw logprobs, descending, ties to the lower id
+  std::vector<std::pair<int32_t, float>>
+      top;  // the highest raw logprobs, descending, ties to the lower id
 };
 
 class ComputeBackend {
  public:
   virtual ~ComputeBackend() = default;
 
-  // (back end, instruction path, numerics version), e.g. "cpu/avx2/1": equal ids promise equal bits.
+  // (back end, instruction path, numerics version), e.g. "cpu/avx2/1": equal ids promise equal
+  // bits.
   virtual std::string numerics_id() const = 0;
 
   // Packs row-major [n, k] float32 or bfloat16, keeping the dtype.
@@ -104,35 +112,42 @@ class ComputeBackend {
   // gate, up: [width, hidden]; down: [hidden, width].
   virtual MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) = 0;
 
-  // table: [vocab, hidden] float32 or bfloat16; out: [rows, hidden] float32. REQUIRES: 0 <= id < vocab.
+  // table: [vocab, hidden] float32 or bfloat16; out: [rows, hidden] float32. REQUIRES: 0 <= id <
+  // vocab.
   virtual void Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) = 0;
 
-  // x: [rows, dim] float32; weight: [dim] float32; out: [rows, dim] float32 or act; out may alias x when float32.
-  // RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight.
+  // x: [rows, dim] float32; weight: [dim] float32; out: [rows, dim] float32 or act; out may alias x
+  // when float32. RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight.
   virtual void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) = 0;
 
-  // out[r, j] = sum_k x[r, k] * w[j, k] (+ bias[j]). x: [rows, k] of w's dtype; bias: [n] float32 or null;
-  // out: [rows, n] float32 or act.
-  virtual void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias, const Tensor& out) = 0;
+  // out[r, j] = sum_k x[r, k] * w[j, k] (+ bias[j]). x: [rows, k] of w's dtype; bias: [n] float32
+  // or null; out: [rows, n] float32 or act.
+  virtual void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
+                      const Tensor& out) = 0;
 
-  // Rotary embedding in place, half-split pairs (i, i + rotary_dim/2) as in GPT-NeoX; dims beyond rotary_dim pass.
-  // x: [rows, heads, head_dim] float32; cos, sin: [max_positions, rotary_dim/2] float32; positions: [rows].
-  virtual void Rope(const Tensor& x, const Tensor& cos, const Tensor& sin, std::span<const int32_t> positions) = 0;
+  // Rotary embedding in place, half-split pairs (i, i + rotary_dim/2) as in GPT-NeoX; dims beyond
+  // rotary_dim pass. x: [rows, heads, head_dim] float32; cos, sin: [max_positions, rotary_dim/2]
+  // float32; positions: [rows].
+  virtual void Rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
+                    std::span<const int32_t> positions) = 0;
 
   // Bytes of one block (keys and values of all kv heads) of one layer.
   virtual size_t KvBlockBytes(const KvCacheShape& shape) const = 0;
   // k, v: [rows, num_kv_heads, head_dim] float32, written at the sequences' positions.
   virtual void WriteKv(const Tensor& k, const Tensor& v, const KvCacheShape& shape,
                        std::span<const SequenceRows> sequences, const Tensor& kv) = 0;
-  // Causal attention over the paged cache, grouped-query; splits of 256 positions merged in ascending order.
+  // Causal attention over the paged cache, grouped-query; splits of 256 positions merged in
+  // ascending order.
   virtual void Attention(const AttentionArgs& args) = 0;
 
-  // x, out: [rows, hidden] act; the groups cover disjoint row ranges. out rows outside all groups are left alone.
+  // x, out: [rows, hidden] act; the groups cover disjoint row ranges. out rows outside all groups
+  // are left alone.
   virtual void GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, const Tensor& out) = 0;
 
-  // residual [rows, hidden] float32 += sum_j weights[r, j] * expert_rows[row_of[r * top_k + j]], j ascending, summed in
-  // float32 before it is added (after `shared` [rows, hidden] act, scaled by shared_gate [rows] float32; either may be
-  // null). row_of < 0 means no such expert. Order: routed sum, then shared expert, then residual (DESIGN.md section 1).
+  // residual [rows, hidden] float32 += sum_j weights[r, j] * expert_rows[row_of[r * top_k + j]], j
+  // ascending, summed in float32 before it is added (after `shared` [rows, hidden] act, scaled by
+  // shared_gate [rows] float32; either may be null). row_of < 0 means no such expert. Order: routed
+  // sum, then shared expert, then residual (DESIGN.md section 1).
   struct CombineArgs {
     Tensor residual;
     const Tensor* expert_rows = nullptr;  // [num_rows, hidden] act
@@ -149,10 +164,12 @@ class ComputeBackend {
   // x [n] float32 in place: 1 / (1 + exp(-x)).
   virtual void Sigmoid(const Tensor& x) = 0;
 
-  // logits: [rows, vocab] float32, one SamplingRow per row. Counter-based random numbers keyed by (seed, choice,
-  // position, draw).
-  virtual void Sample(const Tensor& logits, std::span<const SamplingRow> rows, std::span<SampledToken> out) = 0;
-  // Raw logprobs of given tokens (prompt logprobs): target[r] scored from logits row r; num_top as in SamplingRow.
+  // logits: [rows, vocab] float32, one SamplingRow per row. Counter-based random numbers keyed by
+  // (seed, choice, position, draw).
+  virtual void Sample(const Tensor& logits, std::span<const SamplingRow> rows,
+                      std::span<SampledToken> out) = 0;
+  // Raw logprobs of given tokens (prompt logprobs): target[r] scored from logits row r; num_top as
+  // in SamplingRow.
   virtual void Score(const Tensor& logits, std::span<const int32_t> target, int32_t num_top,
                      std::span<SampledToken> out) = 0;
 
@@ -161,9 +178,10 @@ class ComputeBackend {
 
 class ThreadPool;
 
-// "auto" takes the best path of this CPU; "avx512" (AVX-512 with BF16), "avx2" or "portable" force one. Null, with
-// `error` set, when the CPU lacks it. The pool must outlive the backend.
-std::unique_ptr<ComputeBackend> MakeCpuBackend(ThreadPool* pool, const std::string& isa, std::string* error);
+// "auto" takes the best path of this CPU; "avx512" (AVX-512 with BF16), "avx2" or "portable" force
+// one. Null, with `error` set, when the CPU lacks it. The pool must outlive the backend.
+std::unique_ptr<ComputeBackend> MakeCpuBackend(ThreadPool* pool, const std::string& isa,
+                                               std::string* error);
 // The paths this CPU can run, best first.
 std::vector<std::string> CpuIsaPaths();
 

@@ -1,5 +1,6 @@
-// CHECK macros for our own bugs: print the expression and the values, then abort. The rest of the cluster treats the
-// process as a dead peer. A user's input must never reach one of these; use absl::Status for that.
+// CHECK macros for our own bugs: print the expression and the values, then abort. The rest of the
+// cluster treats the process as a dead peer. A user's input must never reach one of these; use
+// absl::Status for that.
 #pragma once
 
 #include <cstdio>
@@ -16,7 +17,8 @@ namespace switchyard::internal {
 }
 
 template <typename A, typename B>
-[[noreturn]] void CheckOpFailed(const char* file, int line, const char* expr, const A& a, const B& b) {
+[[noreturn]] void CheckOpFailed(const char* file, int line, const char* expr, const A& a,
+                                const B& b) {
   std::ostringstream out;
   out << expr << " (" << a << " vs " << b << ")";
   CheckFailed(file, line, out.str());
@@ -24,17 +26,17 @@ template <typename A, typename B>
 
 }  // namespace switchyard::internal
 
-#define SY_CHECK(cond)                                                                    \
-  do {                                                                                    \
-    if (!(cond)) [[unlikely]]                                                             \
-      ::switchyard::internal::CheckFailed(__FILE__, __LINE__, #cond);                     \
+#define SY_CHECK(cond)                                                \
+  do {                                                                \
+    if (!(cond)) [[unlikely]]                                         \
+      ::switchyard::internal::CheckFailed(__FILE__, __LINE__, #cond); \
   } while (0)
 
-#define SY_CHECK_OP(a, op, b)                                                             \
-  do {                                                                                    \
-    const auto& sy_a = (a);                                                               \
-    const auto& sy_b = (b);                                                               \
-    if (!(sy_a op sy_b)) [[unlikely]]                                                     \
+#define SY_CHECK_OP(a, op, b)                                                                   \
+  do {                                                                                          \
+    const auto& sy_a = (a);                                                                     \
+    const auto& sy_b = (b);                                                                     \
+    if (!(sy_a op sy_b)) [[unlikely]]                                                           \
       ::switchyard::internal::CheckOpFailed(__FILE__, __LINE__, #a " " #op " " #b, sy_a, sy_b); \
   } while (0)
 

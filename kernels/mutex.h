@@ -1,5 +1,6 @@
-// Mutex, MutexLock and CondVar over std::mutex with clang's thread-safety annotations (checked by the clang preset).
-// Debian's Abseil is not instrumented, so absl::Mutex would hide races from ThreadSanitizer.
+// Mutex, MutexLock and CondVar over std::mutex with clang's thread-safety annotations (checked by
+// the clang preset). Debian's Abseil is not instrumented, so absl::Mutex would hide races from
+// ThreadSanitizer.
 #pragma once
 
 #include <chrono>

@@ -1,6 +1,6 @@
-// Tensor: a non-owning, row-major view of typed memory. Buffer: its owner, 64-byte aligned, on the host.
-// Header-only and free of other includes of ours: comm/ includes it too. Neither is thread-safe; a view must not outlive
-// its owner.
+// Tensor: a non-owning, row-major view of typed memory. Buffer: its owner, 64-byte aligned, on the
+// host. Header-only and free of other includes of ours: comm/ includes it too. Neither is
+// thread-safe; a view must not outlive its owner.
 #pragma once
 
 #include <array>
@@ -37,7 +37,8 @@ inline float ToFloat(float v) { return v; }
 inline bf16 ToBF16(float f) {
   uint32_t u;
   std::memcpy(&u, &f, 4);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40)};  // NaN stays NaN
+  if ((u & 0x7fffffffu) > 0x7f800000u)
+    return {static_cast<uint16_t>((u >> 16) | 0x40)};  // NaN stays NaN
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};
 }
 
@@ -63,7 +64,8 @@ struct Tensor {
   std::array<int64_t, 4> shape{};
 
   Tensor() = default;
-  Tensor(void* d, DType t, std::initializer_list<int64_t> dims) : data(d), dtype(t), ndim(static_cast<int>(dims.size())) {
+  Tensor(void* d, DType t, std::initializer_list<int64_t> dims)
+      : data(d), dtype(t), ndim(static_cast<int>(dims.size())) {
     SY_CHECK_LE(dims.size(), 4u);
     int i = 0;
     for (int64_t n : dims) shape[static_cast<size_t>(i++)] = n;

@@ -1,4 +1,5 @@
-// ModelInfo: the facts of a model that reach the scheduler and the server at registration. A plain value.
+// ModelInfo: the facts of a model that reach the scheduler and the server at registration. A plain
+// value.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +19,11 @@ struct ModelInfo {
   int32_t num_moe_layers = 0;
   int32_t num_experts = 0;
   int32_t top_k = 0;
-  int32_t block_size = 0;      // KV block, in tokens
+  int32_t block_size = 0;  // KV block, in tokens
   int64_t kv_bytes_per_token = 0;
-  int32_t num_kv_blocks = 0;   // per attention worker
-  std::vector<int32_t> eos_token_ids;  // from generation_config.json, else config.json; within the vocabulary
+  int32_t num_kv_blocks = 0;  // per attention worker
+  std::vector<int32_t>
+      eos_token_ids;  // from generation_config.json, else config.json; within the vocabulary
 };
 
 }  // namespace switchyard

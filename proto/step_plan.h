@@ -1,5 +1,6 @@
-// StepPlan, StepResult: what the scheduler sends a worker for one step and what comes back, as plain structs. Values:
-// whoever holds one owns it. On the wire between processes they are control-plane messages; tensors never are.
+// StepPlan, StepResult: what the scheduler sends a worker for one step and what comes back, as
+// plain structs. Values: whoever holds one owns it. On the wire between processes they are
+// control-plane messages; tensors never are.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +22,9 @@ struct SamplingParams {
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
   float repetition_penalty = 1.0f;
-  uint64_t seed = 0;    // always set: a missing seed is drawn at admission
-  uint32_t choice = 0;  // index among the n choices of its prompt
-  int32_t min_tokens = 0;                // banned_before_min may not be drawn earlier
+  uint64_t seed = 0;                       // always set: a missing seed is drawn at admission
+  uint32_t choice = 0;                     // index among the n choices of its prompt
+  int32_t min_tokens = 0;                  // banned_before_min may not be drawn earlier
   std::vector<int32_t> banned_before_min;  // the ids that would end the sequence
   std::vector<std::pair<int32_t, float>> logit_bias;
   int32_t num_logprobs = -1;         // -1: none; 0: the chosen token's; n: and the n best
@@ -31,7 +32,8 @@ struct SamplingParams {
   uint32_t routing_profile = 0;      // RoutingPolicy profile of every token of this sequence
 };
 
-// Sent once per (sequence, run), or again after an epoch change: everything a worker must know of a sequence.
+// Sent once per (sequence, run), or again after an epoch change: everything a worker must know of a
+// sequence.
 struct SequenceStart {
   std::vector<int32_t> tokens;  // prompt, then what was generated so far
   int32_t prompt_length = 0;
@@ -42,13 +44,14 @@ struct SequenceStart {
 struct SequenceWork {
   SequenceId sequence = 0;
   uint32_t run = 0;  // raised by preemption or a move; results of another run are dropped
-  std::shared_ptr<const SequenceStart> begin;  // set when the worker does not know (sequence, run) yet
+  std::shared_ptr<const SequenceStart>
+      begin;  // set when the worker does not know (sequence, run) yet
   int32_t start = 0;
   int32_t count = 0;
-  int32_t block_table_start = 0;     // new_blocks overwrite the table from this index on
+  int32_t block_table_start = 0;  // new_blocks overwrite the table from this index on
   std::vector<int32_t> new_blocks;
-  // Token ids at positions [token_start, token_start + tokens.size()): those the worker may not know. The worker keeps
-  // ids by position and overwrites.
+  // Token ids at positions [token_start, token_start + tokens.size()): those the worker may not
+  // know. The worker keeps ids by position and overwrites.
   int32_t token_start = 0;
   std::vector<int32_t> tokens;
   bool sample = false;  // draw the token at position start + count from the last row
@@ -82,11 +85,11 @@ struct TokenLogprob {
 struct SequenceResult {
   SequenceId sequence = 0;
   uint32_t run = 0;
-  int32_t computed = 0;   // positions [0, computed) now have KV
-  int32_t token = -1;     // the sampled token, -1 when none was asked for
-  bool finite = true;     // false: the logits were not finite; the request fails alone
-  TokenLogprob logprob;   // when num_logprobs >= 0
-  int32_t prompt_logprobs_start = 0;          // position of the first entry below
+  int32_t computed = 0;               // positions [0, computed) now have KV
+  int32_t token = -1;                 // the sampled token, -1 when none was asked for
+  bool finite = true;                 // false: the logits were not finite; the request fails alone
+  TokenLogprob logprob;               // when num_logprobs >= 0
+  int32_t prompt_logprobs_start = 0;  // position of the first entry below
   std::vector<TokenLogprob> prompt_logprobs;  // of the tokens at positions start + 1, …
 };
 

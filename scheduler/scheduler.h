@@ -1,6 +1,6 @@
-// Scheduler: admission, batching, KV accounting; Admit -> Plan -> Execute -> Apply on one thread of its own. It never
-// computes and knows no text. Submit, Cancel, Drain and Stats may be called from any thread: they only enqueue or read an
-// immutable snapshot.
+// Scheduler: admission, batching, KV accounting; Admit -> Plan -> Execute -> Apply on one thread of
+// its own. It never computes and knows no text. Submit, Cancel, Drain and Stats may be called from
+// any thread: they only enqueue or read an immutable snapshot.
 #pragma once
 
 #include <chrono>
@@ -31,13 +31,13 @@ struct SchedulerStats {
   double kv_usage = 0;  // 0 … 1, blocks in use by sequences
   uint64_t steps = 0;
   uint64_t preemptions = 0;
-  uint64_t prompt_tokens = 0;     // of admitted requests
+  uint64_t prompt_tokens = 0;  // of admitted requests
   uint64_t cached_tokens = 0;
   uint64_t generation_tokens = 0;
-  uint64_t batched_tokens = 0;    // rows over all steps
+  uint64_t batched_tokens = 0;  // rows over all steps
   double last_step_seconds = 0;
   std::chrono::steady_clock::time_point last_progress;  // of the loop; health compares it with now
-  bool failed = false;            // a worker failed; accepted requests were ended with an error
+  bool failed = false;  // a worker failed; accepted requests were ended with an error
 };
 
 struct StepObservation {  // for histograms; called on the scheduler's thread after each step
@@ -52,10 +52,11 @@ class Scheduler {
   ~Scheduler();
 
   void Start();
-  // kResourceExhausted when the queue is full (message names the numbers), kUnavailable when draining or failed,
-  // kInvalidArgument when it can never fit. The id is valid when OK.
+  // kResourceExhausted when the queue is full (message names the numbers), kUnavailable when
+  // draining or failed, kInvalidArgument when it can never fit. The id is valid when OK.
   absl::StatusOr<RequestId> Submit(Request request);
-  // Ends all choices of a request, or one. No further event is sent for them. Unknown ids are ignored.
+  // Ends all choices of a request, or one. No further event is sent for them. Unknown ids are
+  // ignored.
   void Cancel(RequestId id);
   void CancelChoice(RequestId id, int32_t choice);
   // Refuses new requests; `done` is called (on the scheduler's thread) when nothing is left.

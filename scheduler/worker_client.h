@@ -1,5 +1,5 @@
-// WorkerClient: the scheduler's view of the cell's workers. Implemented over workers in this process, and by fakes in the
-// scheduler's tests.
+// WorkerClient: the scheduler's view of the cell's workers. Implemented over workers in this
+// process, and by fakes in the scheduler's tests.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,9 @@ class WorkerClient {
   virtual ~WorkerClient() = default;
   virtual int32_t num_attention_workers() const = 0;
 
-  // Sends `plan` to attention worker `worker` (one of plan.header.participants). The result arrives through the callback
-  // given to SetResultCallback, on any thread. Expert workers get the header from the client itself, once per step.
+  // Sends `plan` to attention worker `worker` (one of plan.header.participants). The result arrives
+  // through the callback given to SetResultCallback, on any thread. Expert workers get the header
+  // from the client itself, once per step.
   virtual void Execute(int32_t worker, StepPlan plan) = 0;
 
   // Called before the first Execute; must outlive the client.
