@@ -1,7 +1,9 @@
 // Communicator: moves packed buffers between the ranks of one epoch. It knows no text, no requests
 // and no models. Ranks are dense: attention ranks and expert ranks share one numbering. One
 // instance per rank, used by that rank's owner thread only; Abort may be called from any thread.
-// After an abort or a lost peer every call fails and the instance can only be destroyed.
+// Any error of Start or Wait is final: every later call fails with it and the instance can only be
+// destroyed. Destroying an instance loses its rank: peers that wait for it, or turn to it later,
+// get kUnavailable.
 #pragma once
 
 #include <chrono>
@@ -42,19 +44,25 @@ struct RecvOp {
 
 class Communicator {
  public:
+  static constexpr int kMaxPendingSends = 64;  // under way from one rank to one peer
+
   virtual ~Communicator() = default;
   virtual int32_t rank() const = 0;
   virtual int32_t size() const = 0;
 
   // Starts a group of sends and receives. Within a group the order does not matter and cannot
-  // deadlock; messages to oneself are legal. At most one group of receives and any number of sends
-  // may be under way. The spans must stay valid until Wait() returned.
+  // deadlock; messages to oneself are legal. At most one group of receives and kMaxPendingSends
+  // sends to one peer may be under way. The spans (the arrays of operations and the buffers) must
+  // stay valid and unchanged until Wait returned or Start failed.
   virtual absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) = 0;
-  // Blocks until everything started is complete, an abort (kAborted), a lost peer (kUnavailable,
-  // names the rank) or the deadline (kDeadlineExceeded, names the peers that are late).
+  // Blocks until everything started is complete, an abort (its reason), a lost peer (kUnavailable,
+  // names the rank), a message larger than its buffer (kOutOfRange at both ends, names both sizes)
+  // or the deadline (kDeadlineExceeded, names the peers that are late). No buffer is touched after
+  // it returned.
   virtual absl::Status Wait(std::chrono::steady_clock::time_point deadline) = 0;
 
-  // Ends every wait of this rank with `reason`; any thread.
+  // Ends this rank's wait, and every later call, with `reason` (not OK). Any thread; the first
+  // error stays.
   virtual void Abort(const absl::Status& reason) = 0;
 };
 

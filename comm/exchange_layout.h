@@ -1,18 +1,23 @@
-// Exchange layout: the bytes of the count, dispatch and combine messages of one (step, layer, micro-batch), and the index
-// lists on both sides. It knows no transport: callers give spans and send them. Pure functions over values; the list
-// structs are scratch that their owner thread reuses, so nothing grows after the largest step. What a peer sent is never
-// trusted: every Parse function checks all numbers and returns kInvalidArgument naming them.
+// Exchange layout: the bytes of the count, dispatch and combine messages of one (step, layer,
+// micro-batch), and the index lists on both sides. It knows no transport: callers give spans and
+// send them. Pure functions over values; the list structs are scratch that their owner thread
+// reuses, so nothing grows after the largest step. What a peer sent is never trusted: every Parse
+// function checks all numbers and returns kInvalidArgument naming them.
 //
-// A message starts with ExchangeHeader (little-endian), padded to whole rows, so that a combine message received into a
-// [rows, hidden] tensor has its result rows at row indices of that tensor:
+// A message starts with ExchangeHeader (little-endian), padded to whole rows, so that a combine
+// message received into a [rows, hidden] tensor has its result rows at row indices of that tensor:
 //
 //   counts:    header | num_experts x i32: copies that the source has for each expert
-//   dispatch:  header, padded to HeaderRows | num_rows rows, one per (token, rank), tokens ascending
-//              | num_copies x i32: row index of each copy; expert-major (experts ascending, rows ascending)
-//              | num_experts x i32 counts, only when the step has one participant (the count message is folded in)
-//   combine:   header, padded to HeaderRows | num_copies result rows, in the order of the copies of the dispatch message
+//   dispatch:  header, padded to HeaderRows | num_rows rows, one per (token, rank), tokens
+//   ascending
+//              | num_copies x i32: row index of each copy; expert-major (experts ascending, rows
+//              ascending) | num_experts x i32 counts, only when the step has one participant (the
+//              count message is folded in)
+//   combine:   header, padded to HeaderRows | num_copies result rows, in the order of the copies of
+//   the dispatch message
 //
-// How many copies of an expert a message carries is not in it: both sides take that from the plan, whose hash is.
+// How many copies of an expert a message carries is not in it: both sides take that from the plan,
+// whose hash is.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +34,8 @@ namespace switchyard {
 
 enum class ExchangeKind : uint16_t { kCounts = 1, kDispatch = 2, kCombine = 3 };
 
-// The fixed struct at the start of every message. `source` is the attention worker's index among the participants in
-// all three kinds; `expert_rank` is -1 in counts.
+// The fixed struct at the start of every message. `source` is the attention worker's index among
+// the participants in all three kinds; `expert_rank` is -1 in counts.
 struct ExchangeHeader {
   uint32_t magic = 0;
   uint16_t version = 0;
@@ -72,7 +77,8 @@ int32_t HeaderRows(int32_t row_bytes);  // rows that the padded header takes
 size_t MaxCountsBytes(const ExchangeShape& shape);
 size_t MaxDispatchBytes(const ExchangeShape& shape);
 size_t MaxCombineBytes(const ExchangeShape& shape);  // of one (source, expert rank)
-// Rows of the tensor into which a source receives the combine messages of all ranks, headers included.
+// Rows of the tensor into which a source receives the combine messages of all ranks, headers
+// included.
 int64_t MaxCombineRows(const ExchangeShape& shape, int32_t num_expert_ranks);
 
 // ---- attention side ----
@@ -82,42 +88,51 @@ struct DispatchLists {
   struct Rank {
     std::vector<int32_t> tokens;    // [num_rows] batch row of each message row, ascending
     std::vector<int32_t> copy_row;  // [num_copies] message row of each copy, expert-major
-    int64_t combine_row = 0;        // first row of this rank's combine message (its header) in the combine tensor
+    int64_t combine_row =
+        0;  // first row of this rank's combine message (its header) in the combine tensor
   };
   std::vector<Rank> ranks;
-  std::vector<int32_t> row_of;  // [rows * top_k] row of the combine tensor that holds the result; -1: no such expert
-  int64_t combine_rows = 0;     // rows of the combine tensor in use, headers included
+  std::vector<int32_t>
+      row_of;  // [rows * top_k] row of the combine tensor that holds the result; -1: no such expert
+  int64_t combine_rows = 0;  // rows of the combine tensor in use, headers included
 
   // Scratch of BuildDispatchLists.
   std::vector<int32_t> share_of;  // [num_experts] share from which the expert's next copy is taken
   std::vector<int32_t> taken;     // [num_experts] copies already taken from it
-  std::vector<int64_t> first;     // [shares of this source] index of the share's first copy in its rank's message
+  std::vector<int64_t>
+      first;  // [shares of this source] index of the share's first copy in its rank's message
 };
 
-// counts[e] = how often e stands in ids. ids: [rows, top_k], -1 for none. REQUIRES: ids < counts.size().
+// counts[e] = how often e stands in ids. ids: [rows, top_k], -1 for none. REQUIRES: ids <
+// counts.size().
 void CountExperts(std::span<const int32_t> ids, std::span<int32_t> counts);
 
-// Which rows go to which rank and where each (token, k) finds its result. ids: [rows, top_k], -1 for none; the plan was
-// made from CountExperts(ids) for this `source` (index among the participants). CHECKs that the plan fits the ids.
-void BuildDispatchLists(std::span<const int32_t> ids, int32_t top_k, const DispatchPlan& plan, int32_t source,
-                        int32_t row_bytes, DispatchLists* lists);
+// Which rows go to which rank and where each (token, k) finds its result. ids: [rows, top_k], -1
+// for none; the plan was made from CountExperts(ids) for this `source` (index among the
+// participants). CHECKs that the plan fits the ids.
+void BuildDispatchLists(std::span<const int32_t> ids, int32_t top_k, const DispatchPlan& plan,
+                        int32_t source, int32_t row_bytes, DispatchLists* lists);
 
-// The two messages of a source. `out` must hold MaxCountsBytes / MaxDispatchBytes; returns the bytes written.
-// rows: [num_tokens, row_bytes]. `counts` (num_experts) is folded in when the step has one participant.
-size_t WriteCounts(const ExchangeKey& key, int32_t source, std::span<const int32_t> counts, std::span<std::byte> out);
-size_t WriteDispatch(const ExchangeKey& key, const DispatchPlan& plan, int32_t source, int32_t expert_rank,
-                     const DispatchLists& lists, const std::byte* rows, int32_t row_bytes,
-                     std::span<const int32_t> counts, std::span<std::byte> out);
+// The two messages of a source. `out` must hold MaxCountsBytes / MaxDispatchBytes; returns the
+// bytes written. rows: [num_tokens, row_bytes]. `counts` (num_experts) is folded in when the step
+// has one participant.
+size_t WriteCounts(const ExchangeKey& key, int32_t source, std::span<const int32_t> counts,
+                   std::span<std::byte> out);
+size_t WriteDispatch(const ExchangeKey& key, const DispatchPlan& plan, int32_t source,
+                     int32_t expert_rank, const DispatchLists& lists, const std::byte* rows,
+                     int32_t row_bytes, std::span<const int32_t> counts, std::span<std::byte> out);
 // Exact bytes of the combine message that `expert_rank` owes this source.
 size_t CombineBytes(const DispatchLists& lists, int32_t expert_rank, int32_t row_bytes);
-// Checks a received combine message; its rows then are at lists.ranks[expert_rank].combine_row + HeaderRows.
-absl::Status CheckCombine(std::span<const std::byte> message, const ExchangeKey& key, const DispatchPlan& plan,
-                          int32_t source, int32_t expert_rank, int32_t row_bytes);
+// Checks a received combine message; its rows then are at lists.ranks[expert_rank].combine_row +
+// HeaderRows.
+absl::Status CheckCombine(std::span<const std::byte> message, const ExchangeKey& key,
+                          const DispatchPlan& plan, int32_t source, int32_t expert_rank,
+                          int32_t row_bytes);
 
 // ---- both sides ----
 
-// Copies the counts of `source` out of its count message, or out of its dispatch message when they are folded in.
-// counts: [num_experts].
+// Copies the counts of `source` out of its count message, or out of its dispatch message when they
+// are folded in. counts: [num_experts].
 absl::Status ParseCounts(std::span<const std::byte> message, const ExchangeKey& key, int32_t source,
                          const ExchangeShape& shape, std::span<int32_t> counts);
 
@@ -130,12 +145,13 @@ struct DispatchView {
   int32_t num_rows = 0;
   int32_t num_copies = 0;
 };
-absl::StatusOr<DispatchView> ParseDispatch(std::span<const std::byte> message, const ExchangeKey& key,
-                                           const DispatchPlan& plan, int32_t source, int32_t expert_rank,
+absl::StatusOr<DispatchView> ParseDispatch(std::span<const std::byte> message,
+                                           const ExchangeKey& key, const DispatchPlan& plan,
+                                           int32_t source, int32_t expert_rank,
                                            const ExchangeShape& shape);
 
-// The copies of all sources grouped by expert: row order is expert, then source, then the message's order. A block is
-// contiguous both among the grouped rows and in the source's combine message.
+// The copies of all sources grouped by expert: row order is expert, then source, then the message's
+// order. A block is contiguous both among the grouped rows and in the source's combine message.
 struct ExpertBatch {
   struct Group {  // grouped rows [begin, end) go through `expert`
     int32_t expert = 0;
@@ -148,24 +164,27 @@ struct ExpertBatch {
     int64_t grouped_row = 0;  // first row among the grouped rows
     int64_t message_row = 0;  // first row among the copies of the source's message
   };
-  std::vector<Group> groups;            // only experts with rows, ascending
-  std::vector<Block> blocks;            // in grouped order
-  std::vector<int64_t> source_rows;     // [num_sources] rows of each combine message, headers not included
+  std::vector<Group> groups;  // only experts with rows, ascending
+  std::vector<Block> blocks;  // in grouped order
+  std::vector<int64_t>
+      source_rows;  // [num_sources] rows of each combine message, headers not included
   int64_t num_rows = 0;
 };
 void BuildExpertBatch(const DispatchPlan& plan, int32_t expert_rank, ExpertBatch* batch);
 
-// grouped[i] = the message row of grouped row i, for the blocks [begin, end) of the batch (so that threads can share the
-// work). messages: [num_sources].
-void GatherRows(const ExpertBatch& batch, size_t begin, size_t end, std::span<const DispatchView> messages,
-                int32_t row_bytes, std::byte* grouped);
+// grouped[i] = the message row of grouped row i, for the blocks [begin, end) of the batch (so that
+// threads can share the work). messages: [num_sources].
+void GatherRows(const ExpertBatch& batch, size_t begin, size_t end,
+                std::span<const DispatchView> messages, int32_t row_bytes, std::byte* grouped);
 
-// A combine message: header, then room for its rows; then blocks [begin, end) of the results copied in.
-// message: at least (HeaderRows + source_rows) * row_bytes; returns its size in bytes.
-size_t WriteCombineHeader(const ExchangeKey& key, const DispatchPlan& plan, const ExpertBatch& batch, int32_t source,
-                          int32_t expert_rank, int32_t row_bytes, std::span<std::byte> message);
-// results: [num_rows, row_bytes] in grouped order; messages: [num_sources] starts of the combine messages.
-void ScatterResults(const ExpertBatch& batch, size_t begin, size_t end, const std::byte* results, int32_t row_bytes,
-                    std::span<std::byte* const> messages);
+// A combine message: header, then room for its rows; then blocks [begin, end) of the results copied
+// in. message: at least (HeaderRows + source_rows) * row_bytes; returns its size in bytes.
+size_t WriteCombineHeader(const ExchangeKey& key, const DispatchPlan& plan,
+                          const ExpertBatch& batch, int32_t source, int32_t expert_rank,
+                          int32_t row_bytes, std::span<std::byte> message);
+// results: [num_rows, row_bytes] in grouped order; messages: [num_sources] starts of the combine
+// messages.
+void ScatterResults(const ExpertBatch& batch, size_t begin, size_t end, const std::byte* results,
+                    int32_t row_bytes, std::span<std::byte* const> messages);
 
 }  // namespace switchyard

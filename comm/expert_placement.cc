@@ -58,8 +58,9 @@ absl::Status ExpertPlacement::Validate() const {
   }
   for (size_t layer = 0; layer < hosts_.size(); ++layer) {
     if (hosts_[layer].size() != hosts_[0].size()) {
-      return absl::InvalidArgumentError(absl::StrCat("placement: layer ", layer, " has ", hosts_[layer].size(),
-                                                     " experts, layer 0 has ", hosts_[0].size()));
+      return absl::InvalidArgumentError(absl::StrCat("placement: layer ", layer, " has ",
+                                                     hosts_[layer].size(), " experts, layer 0 has ",
+                                                     hosts_[0].size()));
     }
     for (size_t expert = 0; expert < hosts_[layer].size(); ++expert) {
       const std::vector<int32_t>& hosts = hosts_[layer][expert];
@@ -69,13 +70,14 @@ absl::Status ExpertPlacement::Validate() const {
       }
       for (size_t i = 0; i < hosts.size(); ++i) {
         if (hosts[i] < 0 || hosts[i] >= num_ranks_) {
-          return absl::InvalidArgumentError(absl::StrCat("placement: expert ", expert, " of layer ", layer,
-                                                         " on rank ", hosts[i], " of ", num_ranks_));
+          return absl::InvalidArgumentError(absl::StrCat("placement: expert ", expert, " of layer ",
+                                                         layer, " on rank ", hosts[i], " of ",
+                                                         num_ranks_));
         }
         if (i > 0 && hosts[i] <= hosts[i - 1]) {
-          return absl::InvalidArgumentError(absl::StrCat("placement: hosts of expert ", expert, " of layer ", layer,
-                                                         " are not ascending: rank ", hosts[i], " after ",
-                                                         hosts[i - 1]));
+          return absl::InvalidArgumentError(
+              absl::StrCat("placement: hosts of expert ", expert, " of layer ", layer,
+                           " are not ascending: rank ", hosts[i], " after ", hosts[i - 1]));
         }
       }
     }

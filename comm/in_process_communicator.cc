@@ -1,0 +1,325 @@
+// The communicators of ranks that are threads of one process. A message is copied once, straight
+// from the sender's buffer into the receiver's, by whichever of the two came second. All ranks
+// share one Hub; its lock is never held during a copy.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "comm/communicator.h"
+#include "kernels/check.h"
+#include "kernels/mutex.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::chrono::microseconds kSpin(20);
+
+std::string TagName(const MessageTag& tag) {
+  static constexpr const char* kKinds[] = {"counts", "dispatch", "combine", "weights"};
+  return absl::StrCat("step ", tag.step, " layer ", tag.layer, " micro-batch ", tag.micro_batch,
+                      " ", kKinds[static_cast<size_t>(tag.kind)]);
+}
+
+// A send whose receive was not posted yet. Waits at the receiver.
+struct WaitingSend {
+  int32_t from = 0;
+  MessageTag tag;
+  std::span<const std::byte> data;
+};
+
+// A pair that met: copied outside the lock.
+struct Copy {
+  int32_t from = 0;
+  int32_t to = 0;
+  std::span<const std::byte> data;
+  RecvOp* recv = nullptr;
+};
+
+struct Hub {
+  struct Rank {
+    bool alive = true;
+    absl::Status error;                 // the first one; final
+    std::deque<WaitingSend> inbox;      // sends to this rank that wait for a receive
+    std::vector<RecvOp*> posted;        // receives of this rank that wait for a send
+    std::vector<int32_t> sends_to;      // [size] sends of this rank under way, per peer
+    int32_t num_sends = 0;              // their sum
+    int32_t num_copies = 0;             // running copies from or into this rank's buffers
+    CondVar changed;                    // something above changed
+    std::atomic<uint32_t> version = 0;  // raised with `changed`, for the spin before parking
+
+    bool Done() const { return num_sends == 0 && posted.empty() && num_copies == 0; }
+  };
+
+  explicit Hub(int32_t size) : ranks(static_cast<size_t>(size)) {
+    for (Rank& rank : ranks) rank.sends_to.assign(static_cast<size_t>(size), 0);
+    // Each rank has an owner thread and somebody computes: spinning pays only when cores are left
+    // for that.
+    may_spin = std::thread::hardware_concurrency() > 2 * static_cast<unsigned>(size);
+  }
+
+  Rank& At(int32_t rank) SY_REQUIRES(mu) { return ranks[static_cast<size_t>(rank)]; }
+
+  void Notify(Rank& rank) SY_REQUIRES(mu) {
+    rank.version.fetch_add(1, std::memory_order_release);
+    rank.changed.NotifyAll();
+  }
+
+  void Fail(int32_t rank, const absl::Status& error) SY_REQUIRES(mu) {
+    Rank& r = At(rank);
+    if (r.error.ok()) r.error = error;
+    Notify(r);
+  }
+
+  void EndSend(int32_t from, int32_t to) SY_REQUIRES(mu) {
+    Rank& sender = At(from);
+    --sender.sends_to[static_cast<size_t>(to)];
+    --sender.num_sends;
+  }
+
+  // A send met its receive: both leave the queues. Too large a message fails both ranks.
+  void Match(int32_t from, int32_t to, std::span<const std::byte> data, RecvOp* recv,
+             std::vector<Copy>* copies) SY_REQUIRES(mu) {
+    EndSend(from, to);
+    if (data.size() > recv->buffer.size()) {
+      const absl::Status error = absl::OutOfRangeError(absl::StrCat(
+          "message of ", data.size(), " bytes from rank ", from, " to rank ", to, " (",
+          TagName(recv->tag), ") does not fit its buffer of ", recv->buffer.size(), " bytes"));
+      Fail(from, error);
+      Fail(to, error);
+      return;
+    }
+    ++At(from).num_copies;
+    ++At(to).num_copies;
+    copies->push_back({from, to, data, recv});
+  }
+
+  // Takes back whatever of this rank is still waiting, so that nobody touches its buffers any more,
+  // and waits for the copies that run. Those are bounded by their size.
+  void Retract(int32_t rank) SY_REQUIRES(mu) {
+    Rank& self = At(rank);
+    self.posted.clear();
+    for (int32_t peer = 0; peer < static_cast<int32_t>(ranks.size()); ++peer) {
+      if (self.sends_to[static_cast<size_t>(peer)] == 0) continue;
+      std::erase_if(At(peer).inbox, [&](const WaitingSend& send) { return send.from == rank; });
+      self.num_sends -= self.sends_to[static_cast<size_t>(peer)];
+      self.sends_to[static_cast<size_t>(peer)] = 0;
+    }
+    SY_CHECK_EQ(self.num_sends, 0);
+    while (self.num_copies > 0) self.changed.Wait(mu);
+  }
+
+  Mutex mu;
+  std::vector<Rank> ranks SY_GUARDED_BY(mu);  // except Rank::version
+  bool may_spin = false;                      // constant
+};
+
+class InProcessCommunicator final : public Communicator {
+ public:
+  InProcessCommunicator(std::shared_ptr<Hub> hub, int32_t rank, int32_t size)
+      : hub_(std::move(hub)), rank_(rank), size_(size) {}
+
+  ~InProcessCommunicator() override {
+    MutexLock lock(hub_->mu);
+    hub_->Retract(rank_);
+    Hub::Rank& self = hub_->At(rank_);
+    self.alive = false;
+    // Whoever has business with this rank will never finish it.
+    for (const WaitingSend& send : self.inbox) FailLost(send.from);
+    self.inbox.clear();
+    for (int32_t peer = 0; peer < size_; ++peer) {
+      const auto& posted = hub_->At(peer).posted;
+      if (std::ranges::any_of(posted, [&](const RecvOp* recv) { return recv->peer == rank_; }))
+        FailLost(peer);
+    }
+  }
+
+  int32_t rank() const override { return rank_; }
+  int32_t size() const override { return size_; }
+
+  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
+    copies_.clear();
+    {
+      MutexLock lock(hub_->mu);
+      const absl::Status& error = hub_->At(rank_).error;
+      if (absl::Status status = error.ok() ? Post(sends, recvs) : error; !status.ok())
+        hub_->Fail(rank_, status);
+    }
+    // Pairs that met are completed even if this call fails: the other end counts on them.
+    for (const Copy& copy : copies_) {
+      if (!copy.data.empty())
+        std::memcpy(copy.recv->buffer.data(), copy.data.data(), copy.data.size());
+      copy.recv->received = copy.data.size();
+    }
+    MutexLock lock(hub_->mu);
+    for (const Copy& copy : copies_) EndCopy(copy);
+    Hub::Rank& self = hub_->At(rank_);
+    if (!self.error.ok()) hub_->Retract(rank_);
+    return self.error;
+  }
+
+  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
+    MutexLock lock(hub_->mu);
+    Hub::Rank& self = hub_->At(rank_);
+    while (self.error.ok() && !self.Done()) {
+      if (SpinForChange(self)) continue;
+      if (self.posted.empty() && self.num_sends == 0) {
+        self.changed.Wait(hub_->mu);  // only copies run: bounded by their size
+      } else if (!self.changed.WaitUntil(hub_->mu, deadline) && self.error.ok() && !self.Done()) {
+        const std::string late = LatePeers();
+        if (!late.empty()) hub_->Fail(rank_, absl::DeadlineExceededError(late));
+      }
+    }
+    if (!self.error.ok()) hub_->Retract(rank_);
+    receiving_ = false;
+    return self.error;
+  }
+
+  void Abort(const absl::Status& reason) override {
+    SY_CHECK(!reason.ok());
+    MutexLock lock(hub_->mu);
+    hub_->Fail(rank_, reason);
+  }
+
+ private:
+  // Checks every operation, queues it or matches it with its other end.
+  absl::Status Post(std::span<const SendOp> sends, std::span<RecvOp> recvs) SY_REQUIRES(hub_->mu) {
+    Hub::Rank& self = hub_->At(rank_);
+    if (!recvs.empty()) {
+      if (receiving_) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("rank ", rank_, " already has a group of receives under way"));
+      }
+      receiving_ = true;
+    }
+    for (const SendOp& send : sends) {
+      if (absl::Status status = CheckPeer(send.peer); !status.ok()) return status;
+      int32_t& pending = self.sends_to[static_cast<size_t>(send.peer)];
+      if (pending >= kMaxPendingSends) {
+        return absl::ResourceExhaustedError(absl::StrCat("rank ", rank_, " has ", pending,
+                                                         " sends to rank ", send.peer,
+                                                         " under way, the limit"));
+      }
+      Hub::Rank& peer = hub_->At(send.peer);
+      const auto same = [&](const WaitingSend& other) {
+        return other.from == rank_ && other.tag == send.tag;
+      };
+      if (std::ranges::any_of(peer.inbox, same)) return Duplicate("send to", send.peer, send.tag);
+      ++pending;
+      ++self.num_sends;
+      const auto posted = std::ranges::find_if(peer.posted, [&](const RecvOp* recv) {
+        return recv->peer == rank_ && recv->tag == send.tag;
+      });
+      if (posted == peer.posted.end()) {
+        peer.inbox.push_back({rank_, send.tag, send.data});
+      } else {
+        RecvOp* recv = *posted;
+        peer.posted.erase(posted);
+        hub_->Match(rank_, send.peer, send.data, recv, &copies_);
+      }
+    }
+    for (RecvOp& recv : recvs) {
+      // A message that a peer sent before it was lost left with it: its buffer is gone.
+      if (absl::Status status = CheckPeer(recv.peer); !status.ok()) return status;
+      const auto same = [&](const RecvOp& other) {
+        return other.peer == recv.peer && other.tag == recv.tag;
+      };
+      if (std::any_of(recvs.data(), &recv, same))
+        return Duplicate("receive from", recv.peer, recv.tag);
+      recv.received = 0;
+      const auto sent = std::ranges::find_if(self.inbox, [&](const WaitingSend& send) {
+        return send.from == recv.peer && send.tag == recv.tag;
+      });
+      if (sent == self.inbox.end()) {
+        self.posted.push_back(&recv);
+      } else {
+        const WaitingSend send = *sent;
+        self.inbox.erase(sent);
+        hub_->Match(send.from, rank_, send.data, &recv, &copies_);
+      }
+    }
+    return self.error;
+  }
+
+  absl::Status CheckPeer(int32_t peer) const SY_REQUIRES(hub_->mu) {
+    if (peer < 0 || peer >= size_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("rank ", rank_, " turns to rank ", peer, " of ", size_));
+    }
+    return hub_->At(peer).alive ? absl::OkStatus() : Lost(peer);
+  }
+
+  absl::Status Duplicate(const char* what, int32_t peer, const MessageTag& tag) const {
+    return absl::InvalidArgumentError(absl::StrCat("rank ", rank_, ": second ", what, " rank ",
+                                                   peer, " with the tag ", TagName(tag)));
+  }
+
+  static absl::Status Lost(int32_t rank) {
+    return absl::UnavailableError(absl::StrCat("rank ", rank, " is lost"));
+  }
+  void FailLost(int32_t peer) SY_REQUIRES(hub_->mu) { hub_->Fail(peer, Lost(rank_)); }
+
+  void EndCopy(const Copy& copy) SY_REQUIRES(hub_->mu) {
+    for (int32_t rank : {copy.from, copy.to}) {
+      Hub::Rank& r = hub_->At(rank);
+      --r.num_copies;
+      if (r.Done() || !r.error.ok()) hub_->Notify(r);
+    }
+  }
+
+  // True when something changed while spinning, without the lock.
+  bool SpinForChange(Hub::Rank& self) SY_REQUIRES(hub_->mu) {
+    if (!hub_->may_spin) return false;
+    const uint32_t seen = self.version.load(std::memory_order_acquire);
+    hub_->mu.Unlock();
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    bool changed = false;
+    while (!changed && std::chrono::steady_clock::now() < end) {
+      changed = self.version.load(std::memory_order_acquire) != seen;
+    }
+    hub_->mu.Lock();
+    return changed || self.version.load(std::memory_order_acquire) != seen;
+  }
+
+  // Empty when nobody is late.
+  std::string LatePeers() const SY_REQUIRES(hub_->mu) {
+    const Hub::Rank& self = hub_->At(rank_);
+    std::vector<std::string> late;
+    for (const RecvOp* recv : self.posted) {
+      late.push_back(absl::StrCat("rank ", recv->peer, " (to send ", TagName(recv->tag), ")"));
+    }
+    for (int32_t peer = 0; peer < size_; ++peer) {
+      const int32_t sends = self.sends_to[static_cast<size_t>(peer)];
+      if (sends > 0)
+        late.push_back(absl::StrCat("rank ", peer, " (to receive ", sends, " messages)"));
+    }
+    if (late.empty()) return "";
+    return absl::StrCat("rank ", rank_, " waited too long for ", absl::StrJoin(late, ", "));
+  }
+
+  const std::shared_ptr<Hub> hub_;
+  const int32_t rank_;
+  const int32_t size_;
+  // Owner thread only.
+  std::vector<Copy> copies_;  // reused
+  bool receiving_ = false;    // a group of receives was started and not waited for
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(int32_t size) {
+  SY_CHECK_GT(size, 0);
+  auto hub = std::make_shared<Hub>(size);
+  std::vector<std::unique_ptr<Communicator>> communicators;
+  for (int32_t rank = 0; rank < size; ++rank) {
+    communicators.push_back(std::make_unique<InProcessCommunicator>(hub, rank, size));
+  }
+  return communicators;
+}
+
+}  // namespace switchyard
