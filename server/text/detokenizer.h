@@ -29,8 +29,9 @@ class Detokenizer {
  private:
   const Tokenizer* tokenizer_;
   const DecodeOptions options_;
-  bool at_start_;
-  std::string held_;  // the beginning of one character
+  bool first_ = true;    // no token yet
+  size_t num_to_strip_;  // leading characters still to be dropped
+  std::string held_;     // the beginning of one character
 };
 
 }  // namespace switchyard
