@@ -1,0 +1,61 @@
+#include "kernels/bandwidth_probe.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{1} << 20;
+
+// Eight independent sums, so that loads and not additions set the pace.
+uint64_t SumWords(const uint64_t* words, size_t count) {
+  uint64_t sums[8] = {};
+  for (size_t i = 0; i + 8 <= count; i += 8)
+    for (size_t j = 0; j < 8; ++j) sums[j] += words[i + j];
+  uint64_t sum = 0;
+  for (uint64_t s : sums) sum += s;
+  return sum;
+}
+
+}  // namespace
+
+double ProbeReadBandwidth(ThreadPool* pool, size_t bytes, int repetitions) {
+  SY_CHECK_GE(repetitions, 1);
+  const size_t chunks = std::max<size_t>(1, bytes / kChunkBytes);
+  const Buffer buffer(chunks * kChunkBytes);
+  const auto chunk = [&](int64_t i) {
+    return reinterpret_cast<uint64_t*>(buffer.data() + static_cast<size_t>(i) * kChunkBytes);
+  };
+  pool->ParallelFor(static_cast<int64_t>(chunks), [&](int64_t i) {
+    uint64_t state = static_cast<uint64_t>(i) + 1;
+    uint64_t* words = chunk(i);
+    for (size_t j = 0; j < kChunkBytes / 8; ++j) {
+      state ^= state << 13;
+      state ^= state >> 7;
+      state ^= state << 17;
+      words[j] = state;
+    }
+  });
+  std::atomic<uint64_t> sum{0};  // keeps the reads alive
+  std::vector<double> rates;
+  for (int r = 0; r <= repetitions; ++r) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool->ParallelFor(static_cast<int64_t>(chunks), [&](int64_t i) {
+      sum.fetch_add(SumWords(chunk(i), kChunkBytes / 8), std::memory_order_relaxed);
+    });
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    if (r > 0) rates.push_back(static_cast<double>(chunks * kChunkBytes) / seconds / 1e9);
+  }
+  std::nth_element(rates.begin(), rates.begin() + static_cast<int64_t>(rates.size() / 2),
+                   rates.end());
+  return rates[rates.size() / 2];
+}
+
+}  // namespace switchyard

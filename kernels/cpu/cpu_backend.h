@@ -1,0 +1,119 @@
+// CpuBackend: ComputeBackend on the host's cores. It checks shapes, cuts ops into work items and
+// hands them to the pool; the arithmetic is in the KernelTable of one instruction path. Used by its
+// owner thread only; every call returns when it is done. Scratch grows to a high-water mark and is
+// kept.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/matmul_plan.h"
+#include "kernels/thread_pool.h"
+
+namespace switchyard::cpu {
+
+class CpuBackend final : public ComputeBackend {
+ public:
+  CpuBackend(ThreadPool* pool, const KernelTable* kernels);
+
+  std::string numerics_id() const override;
+  PackedMatrix Pack(const Tensor& weight) override;
+  MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) override;
+  void Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) override;
+  void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) override;
+  void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
+              const Tensor& out) override;
+  void Rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
+            std::span<const int32_t> positions) override;
+  size_t KvBlockBytes(const KvCacheShape& shape) const override;
+  void WriteKv(const Tensor& k, const Tensor& v, const KvCacheShape& shape,
+               std::span<const SequenceRows> sequences, const Tensor& kv) override;
+  void Attention(const AttentionArgs& args) override;
+  void GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, const Tensor& out) override;
+  void Combine(const CombineArgs& args) override;
+  void Add(const Tensor& x, const Tensor& residual) override;
+  void Sigmoid(const Tensor& x) override;
+  void Sample(const Tensor& logits, std::span<const SamplingRow> rows,
+              std::span<SampledToken> out) override;
+  void Score(const Tensor& logits, std::span<const int32_t> target, int32_t num_top,
+             std::span<SampledToken> out) override;
+  void Synchronize() override {}
+
+ private:
+  // A packed group of rows: where its blocks begin in the scratch.
+  struct RowBlock {
+    int64_t first_row = 0;  // in x
+    int64_t rows = 0;
+    std::byte* out = nullptr;
+  };
+  // Bytes from the start of the scratch at which a group's packed rows begin.
+  struct GroupOffsets {
+    size_t x = 0;
+    size_t hidden = 0;
+  };
+  // Rows of one sequence that one work item of attention takes, for one kv head.
+  struct AttentionUnit {
+    const SequenceRows* sequence = nullptr;
+    int64_t row = 0;  // within the sequence
+    int64_t rows = 0;
+    int64_t kv_head = 0;
+    int64_t splits = 0;
+    size_t state = 0;  // floats: its offset when splits are shared out, [splits][queries][state]
+  };
+  struct SplitItem {
+    size_t unit = 0;
+    int64_t split = 0;
+  };
+
+  // Runs fn(i) for i in [0, n): on the pool if the `macs` (multiply-adds or as much other work) are
+  // worth it.
+  template <typename Fn>
+  void Run(int64_t n, int64_t macs, const Fn& fn) {
+    if (n == 1 || macs < kInlineMacs) {
+      for (int64_t i = 0; i < n; ++i) fn(i);
+    } else {
+      pool_->ParallelFor(n, std::function<void(int64_t)>(std::cref(fn)));
+    }
+  }
+  // The same over rows, in chunks: fn(row).
+  template <typename Fn>
+  void RunRows(int64_t rows, int64_t macs_per_row, const Fn& fn) {
+    const int64_t per_item =
+        std::max<int64_t>(1, (kInlineMacs / 4) / std::max<int64_t>(1, macs_per_row));
+    const int64_t items = (rows + per_item - 1) / per_item;
+    Run(items, rows * macs_per_row, [&](int64_t item) {
+      const int64_t end = std::min(rows, (item + 1) * per_item);
+      for (int64_t r = item * per_item; r < end; ++r) fn(r);
+    });
+  }
+
+  // Queues the blocks of rows [first, first + rows) for packing at `out`.
+  void AddBlocks(int64_t first, int64_t rows, int64_t row_bytes, std::byte* out);
+  void PackBlocks(const Tensor& x);
+  std::byte* Scratch(Buffer* buffer, size_t bytes);
+  AttentionItem MakeItem(const AttentionArgs& args, const AttentionUnit& unit) const;
+  void WriteOutput(const AttentionArgs& args, const AttentionUnit& unit,
+                   const AttentionItem& item) const;
+  int64_t PlanAttention(const AttentionArgs& args);  // fills units_; returns multiply-adds
+  void AttendByUnit(const AttentionArgs& args, int64_t macs);
+  void AttendBySplit(const AttentionArgs& args, int64_t macs);
+
+  ThreadPool* const pool_;
+  const KernelTable* const kernels_;
+  // Scratch, kept between calls.
+  Buffer packed_rows_;
+  Buffer packed_hidden_;
+  Buffer attention_states_;
+  std::vector<RowBlock> blocks_;
+  std::vector<GroupOffsets> group_offsets_;
+  std::vector<GroupShape> shapes_;
+  std::vector<WorkItem> items_;
+  std::vector<AttentionUnit> units_;
+  std::vector<SplitItem> split_items_;
+};
+
+}  // namespace switchyard::cpu

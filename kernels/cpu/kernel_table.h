@@ -1,0 +1,143 @@
+// KernelTable: what one instruction path offers, as plain functions on raw memory. Each function is
+// one work item for one thread: no threads, no allocation, no checks. CpuBackend cuts ops into
+// items. Element types are float or uint16_t (bfloat16 bits); `bf16` flags say which.
+//
+// Weight panels: 16 output columns each, K-major: float32 [panel][k][16]; bfloat16
+// [panel][ceil(k/2)][16][2], so that a 32-bit lane holds the pair (k, k+1) of one column. Padding
+// is zero. One layout for every number of rows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace switchyard::cpu {
+
+constexpr int64_t kPanelColumns = 16;
+constexpr int kAttentionSplit = 256;  // absolute positions per split: a numerics constant
+// An item's rows * panels of 16 partial sums stay below this.
+constexpr int64_t kMaxItemTiles = 768;
+
+constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
+constexpr size_t PanelBytes(int64_t k, bool bf16) {
+  return bf16 ? static_cast<size_t>((k + 1) / 2) * 64 : static_cast<size_t>(k) * 64;
+}
+
+// A group of rows is cut into NumBlocks() blocks of almost equal size, at most max_rows each.
+constexpr int64_t NumBlocks(int64_t rows, int max_rows) { return (rows + max_rows - 1) / max_rows; }
+constexpr int64_t BlockBegin(int64_t rows, int64_t num_blocks, int64_t block) {
+  return rows * block / num_blocks;
+}
+
+// Copies rows [begin, end) of one block into the form that the tiles read: [k][rows] (pairs of
+// bfloat16 where the path has a dot product, else float32).
+struct PackRowsItem {
+  const void* x = nullptr;  // the block's first row
+  int64_t ld = 0;           // elements between rows
+  int64_t rows = 0;         // 1..max_rows
+  int64_t k = 0;
+  bool bf16 = false;
+  void* out = nullptr;
+};
+
+// Blocks x panels of one product.
+struct MatmulItem {
+  const void* x = nullptr;  // packed rows of the whole group
+  int64_t rows = 0;         // rows of the group
+  int64_t block_begin = 0, block_end = 0;
+  const void* w = nullptr;  // panels of the whole matrix
+  int64_t k = 0;
+  bool bf16 = false;
+  int64_t panel_begin = 0, panel_end = 0;
+  // Epilogue of matmul: out[row][column] of type out_bf16, plus bias.
+  int64_t n = 0;
+  const float* bias = nullptr;  // [n] or null
+  void* out = nullptr;          // row 0 of the group
+  bool out_bf16 = false;
+  int64_t out_ld = 0;  // Epilogue of mlp_up: silu(gate) * up, rounded to the activation type, as
+                       // packed rows of [rows, width]. Panels come
+  // in pairs (gate, up).
+  int64_t width = 0;
+  void* packed_out = nullptr;
+};
+
+// Rows of one sequence x one kv head x the splits [split_begin, split_end) of its positions. A
+// query is one (row, head of the group); query i of an item is row i / group, head i % group. Every
+// split gives an independent (accumulator, max, sum); they merge in ascending order.
+struct AttentionItem {
+  const float* q = nullptr;  // [rows, num_heads, head_dim], the item's first row
+  int64_t rows = 0;
+  int64_t start_position = 0;  // of the first row
+  int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0, block_size = 0;
+  int64_t kv_head = 0;
+  bool bf16 = false;  // the cache's element type
+  // The cache: block b at kv + b * block_bytes: keys [kv_head][head_dim][block_size], values
+  // [kv_head][block_size][head_dim].
+  const void* kv = nullptr;
+  size_t block_bytes = 0;
+  const int32_t* block_table = nullptr;
+  float scale = 1.0f;
+  int64_t split_begin = 0, split_end = 0;
+  float* state = nullptr;    // [queries][AttentionStateFloats]: accumulator, max, sum
+  float* scratch = nullptr;  // the same size
+};
+constexpr int64_t AttentionStateFloats(int64_t head_dim) { return head_dim + 2; }
+// The first row of an item that sees a split.
+constexpr int64_t FirstRowOfSplit(int64_t start_position, int64_t split) {
+  const int64_t row = split * kAttentionSplit - start_position;
+  return row > 0 ? row : 0;
+}
+
+// Half-split rotary pairs (i, i + half) of `heads` heads.
+struct RopeShape {
+  int64_t heads = 0, head_dim = 0, half = 0;
+};
+
+struct LogitStats {
+  float max = 0.0f;
+  bool finite = true;  // no NaN, no +inf, and something above -inf
+};
+
+struct KernelTable {
+  const char* name;
+  int max_rows;  // of a block
+  // Bytes of one packed row of k elements.
+  size_t (*packed_row_bytes)(int64_t k, bool bf16);
+  // Panels that the tiles of a group of `rows` take at once: items should hold a multiple.
+  int (*panels_for_rows)(int64_t rows);
+  void (*pack_rows)(const PackRowsItem&);
+  void (*matmul)(const MatmulItem&);
+  void (*mlp_up)(const MatmulItem&);
+
+  // Fills item.state for the queries that see the splits.
+  void (*attention)(const AttentionItem&);
+  // Merges `from` [queries][state], which holds `split`, into item.state.
+  void (*attention_merge)(const AttentionItem&, int64_t split, const float* from);
+  // out[row][head][head_dim] of the item's heads = accumulator / sum; out is at the item's first
+  // row.
+  void (*attention_output)(const AttentionItem&, void* out, bool out_bf16);
+
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, void* out,
+                   bool out_bf16);
+  void (*rope)(float* x, const float* cos, const float* sin, const RopeShape&);
+  void (*narrow)(const float* x, int64_t n, uint16_t* out);
+  void (*widen)(const uint16_t* x, int64_t n, float* out);
+  void (*sigmoid)(float* x, int64_t n);
+  // sum += weight * x
+  void (*accumulate)(const void* x, bool bf16, float weight, int64_t n, float* sum);
+
+  LogitStats (*logit_stats)(const float* x, int64_t n);
+  // Sum of e^((x[i] - max) * scale) in a fixed order; the terms go to `out` unless it is null.
+  double (*exp_sum)(const float* x, int64_t n, float max, float scale, float* out);
+};
+
+}  // namespace switchyard::cpu
+
+namespace switchyard::cpu_avx512 {
+const cpu::KernelTable& Table();
+}
+namespace switchyard::cpu_avx2 {
+const cpu::KernelTable& Table();
+}
+namespace switchyard::cpu_portable {
+const cpu::KernelTable& Table();
+}

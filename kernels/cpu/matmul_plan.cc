@@ -1,0 +1,44 @@
+#include "kernels/cpu/matmul_plan.h"
+
+#include <algorithm>
+
+namespace switchyard::cpu {
+namespace {
+
+constexpr int64_t kMaxItemRows = 96;
+constexpr int64_t kMaxItemPanels = 8;
+constexpr int64_t kMinItemMacs = int64_t{1} << 16;
+constexpr int64_t kItemsPerThread = 4;
+
+}  // namespace
+
+void PlanItems(const KernelTable& kernels, std::span<const GroupShape> groups, int num_threads,
+               int64_t panel_multiple, std::vector<WorkItem>* items) {
+  items->clear();
+  int64_t total = 0;
+  for (const GroupShape& g : groups) total += g.rows * g.panels * kPanelColumns * g.k;
+  // Small enough that every thread gets several items, large enough to be worth a hand-out.
+  const int64_t target = std::max(kMinItemMacs, total / (kItemsPerThread * num_threads));
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const GroupShape& g = groups[i];
+    if (g.rows == 0) continue;
+    const int64_t blocks = NumBlocks(g.rows, kernels.max_rows);
+    const int64_t blocks_per_item =
+        std::max<int64_t>(1, std::min(blocks, kMaxItemRows / kernels.max_rows));
+    const int64_t item_rows = std::min(g.rows, blocks_per_item * kernels.max_rows);
+    const int64_t multiple = std::max<int64_t>(panel_multiple, kernels.panels_for_rows(g.rows));
+    int64_t panels = target / (item_rows * kPanelColumns * g.k) / multiple * multiple;
+    panels = std::clamp(panels, multiple, std::max(multiple, kMaxItemPanels));
+    for (int64_t p = 0; p < g.panels; p += panels) {
+      for (int64_t b = 0; b < blocks; b += blocks_per_item) {
+        items->push_back({.group = static_cast<int32_t>(i),
+                          .block_begin = static_cast<int32_t>(b),
+                          .block_end = static_cast<int32_t>(std::min(blocks, b + blocks_per_item)),
+                          .panel_begin = static_cast<int32_t>(p),
+                          .panel_end = static_cast<int32_t>(std::min(g.panels, p + panels))});
+      }
+    }
+  }
+}
+
+}  // namespace switchyard::cpu

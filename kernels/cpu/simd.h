@@ -1,0 +1,101 @@
+// simd.h: the one place where instruction sets differ. F16 is a vector of 16 float32 lanes;
+// everything else in cpu/ is the same text for every path and is compiled once per path, in the
+// namespace SY_CPU_PATH (a compile definition).
+//
+// Files compiled per path include no standard header with inline functions: the linker would keep
+// one copy, perhaps with instructions that this CPU lacks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifndef SY_CPU_PATH
+#error "compile through kernels/CMakeLists.txt, which names the path"
+#endif
+
+#define SY_INLINE inline __attribute__((always_inline))
+
+#if defined(SY_CPU_AVX512)
+#include "kernels/cpu/simd_avx512.h"
+#elif defined(SY_CPU_AVX2)
+#include "kernels/cpu/simd_avx2.h"
+#else
+#include "kernels/cpu/simd_portable.h"
+#endif
+
+namespace switchyard::SY_CPU_PATH {
+
+constexpr int kLanes = 16;
+
+// Storage <-> float32 by element type: float or uint16_t (bfloat16 bits).
+SY_INLINE F16 LoadAs(const float* p) { return Load(p); }
+SY_INLINE F16 LoadAs(const uint16_t* p) { return LoadBf16(p); }
+SY_INLINE void StoreAs(float* p, F16 v) { Store(p, v); }
+SY_INLINE void StoreAs(uint16_t* p, F16 v) { StoreBf16(p, v); }
+
+// The first `count` (0..16) lanes; the others load as zero and are not stored. Never touches memory
+// past them.
+template <typename T>
+SY_INLINE F16 LoadSome(const T* p, int64_t count) {
+  if (count >= kLanes) return LoadAs(p);
+  alignas(64) T lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  return LoadAs(lanes);
+}
+template <typename T>
+SY_INLINE void StoreSome(T* p, F16 v, int64_t count) {
+  if (count >= kLanes) return StoreAs(p, v);
+  alignas(64) T lanes[kLanes];
+  StoreAs(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+SY_INLINE float ScalarFromBf16(uint16_t bits) {
+  union {
+    uint32_t u;
+    float f;
+  } v;
+  v.u = static_cast<uint32_t>(bits) << 16;
+  return v.f;
+}
+SY_INLINE float ScalarAs(float v) { return v; }
+SY_INLINE float ScalarAs(uint16_t v) { return ScalarFromBf16(v); }
+
+// The one reduction tree: lanes i and i+8, then +4, +2, +1.
+SY_INLINE float ReduceSum(F16 v) {
+  alignas(64) float a[kLanes];
+  Store(a, v);
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] = a[i] + a[i + half];
+  return a[0];
+}
+SY_INLINE float ReduceMax(F16 v) {
+  alignas(64) float a[kLanes];
+  Store(a, v);
+  float m = a[0];
+  for (int i = 1; i < kLanes; ++i) m = a[i] > m ? a[i] : m;
+  return m;
+}
+
+// e^x to about 1 ulp. Exactly 0 below -104, infinity above 89, NaN stays NaN. Cody-Waite reduction
+// with a degree-6 polynomial (the coefficients of Cephes' expf).
+SY_INLINE F16 Exp(F16 x) {
+  x = Max(Splat(-110.0f), Min(Splat(110.0f), x));  // the second operand passes when it is NaN
+  const F16 n = Round(Mul(x, Splat(1.44269504088896341f)));
+  F16 r = Fma(n, Splat(-0.693359375f), x);
+  r = Fma(n, Splat(2.12194440e-4f), r);
+  F16 p = Splat(1.9875691500e-4f);
+  p = Fma(p, r, Splat(1.3981999507e-3f));
+  p = Fma(p, r, Splat(8.3334519073e-3f));
+  p = Fma(p, r, Splat(4.1665795894e-2f));
+  p = Fma(p, r, Splat(1.6666665459e-1f));
+  p = Fma(p, r, Splat(5.0000001201e-1f));
+  p = Fma(Mul(r, r), p, Add(r, Splat(1.0f)));
+  return ScaleByPowerOfTwo(p, n);
+}
+
+SY_INLINE F16 SigmoidOf(F16 x) { return Div(Splat(1.0f), Add(Splat(1.0f), Exp(Neg(x)))); }
+// x * sigmoid(x)
+SY_INLINE F16 SiluOf(F16 x) { return Div(x, Add(Splat(1.0f), Exp(Neg(x)))); }
+
+}  // namespace switchyard::SY_CPU_PATH

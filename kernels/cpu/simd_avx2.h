@@ -1,0 +1,93 @@
+// F16 on AVX2 with FMA: two 256-bit halves. Included by simd.h only.
+#pragma once
+
+#include <immintrin.h>
+
+namespace switchyard::SY_CPU_PATH {
+
+struct F16 {
+  __m256 lo, hi;
+};
+
+SY_INLINE F16 Splat(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
+SY_INLINE F16 Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+SY_INLINE F16 Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+SY_INLINE void Store(float* p, F16 v) {
+  _mm256_storeu_ps(p, v.lo);
+  _mm256_storeu_ps(p + 8, v.hi);
+}
+SY_INLINE F16 Add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+SY_INLINE F16 Sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+SY_INLINE F16 Mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+SY_INLINE F16 Div(F16 a, F16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+// a * b + c
+SY_INLINE F16 Fma(F16 a, F16 b, F16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+// The second operand where either is NaN.
+SY_INLINE F16 Max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+SY_INLINE F16 Min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+SY_INLINE F16 Neg(F16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_xor_ps(a.lo, sign), _mm256_xor_ps(a.hi, sign)};
+}
+// To the nearest integer, ties to even.
+SY_INLINE F16 Round(F16 a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
+}
+SY_INLINE __m256 ScaleHalf(__m256 a, __m256 n) {
+  const __m256i e = _mm256_cvtps_epi32(n);
+  const __m256i e1 = _mm256_srai_epi32(e, 1);
+  const __m256i e2 = _mm256_sub_epi32(e, e1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256 s1 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e1, bias), 23));
+  const __m256 s2 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e2, bias), 23));
+  return _mm256_mul_ps(_mm256_mul_ps(a, s1), s2);
+}
+// a * 2^n for integral n in [-200, 200], in two exact steps.
+SY_INLINE F16 ScaleByPowerOfTwo(F16 a, F16 n) {
+  return {ScaleHalf(a.lo, n.lo), ScaleHalf(a.hi, n.hi)};
+}
+
+SY_INLINE __m256 WidenHalf(__m128i v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+SY_INLINE F16 LoadBf16(const uint16_t* p) {
+  return {WidenHalf(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          WidenHalf(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+// Round to nearest even; NaN stays NaN.
+SY_INLINE __m256i NarrowHalf(__m256 v) {
+  const __m256i u = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i r =
+      _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i nan = _mm256_or_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(0x40));
+  return _mm256_blendv_epi8(r, nan, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+}
+SY_INLINE void StoreBf16(uint16_t* p, F16 v) {
+  const __m256i packed = _mm256_packus_epi32(NarrowHalf(v.lo), NarrowHalf(v.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+// One k-pair of a bfloat16 panel: [16][2].
+constexpr bool kHasBf16Dot = false;
+SY_INLINE F16 LoadPairEven(const uint16_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q + 1), 16))};
+}
+SY_INLINE F16 LoadPairOdd(const uint16_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q), mask)),
+          _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q + 1), mask))};
+}
+SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
+constexpr int kMaxRows = 6;
+constexpr int PanelsFor(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+}  // namespace switchyard::SY_CPU_PATH

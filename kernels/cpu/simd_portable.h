@@ -1,0 +1,95 @@
+// F16 on any CPU, in the compiler's vector extension: four vectors of four (SSE2 on x86-64). No
+// fused multiply-add. Included by simd.h only.
+#pragma once
+
+namespace switchyard::SY_CPU_PATH {
+
+typedef float V4 __attribute__((vector_size(16)));
+typedef int32_t I4 __attribute__((vector_size(16)));
+typedef uint32_t U4 __attribute__((vector_size(16)));
+
+struct F16 {
+  V4 v[4];
+};
+
+// Applies `expr` to the four parts.
+#define SY_PARTS(expr)                       \
+  F16 r;                                     \
+  for (int i = 0; i < 4; ++i) r.v[i] = expr; \
+  return r
+
+SY_INLINE V4 Splat4(float v) { return V4{v, v, v, v}; }
+SY_INLINE F16 Splat(float v) { SY_PARTS(Splat4(v)); }
+SY_INLINE F16 Zero() { SY_PARTS(V4{}); }
+SY_INLINE F16 Load(const float* p) {
+  F16 r;
+  __builtin_memcpy(&r, p, sizeof(r));
+  return r;
+}
+SY_INLINE void Store(float* p, F16 v) { __builtin_memcpy(p, &v, sizeof(v)); }
+SY_INLINE F16 Add(F16 a, F16 b) { SY_PARTS(a.v[i] + b.v[i]); }
+SY_INLINE F16 Sub(F16 a, F16 b) { SY_PARTS(a.v[i] - b.v[i]); }
+SY_INLINE F16 Mul(F16 a, F16 b) { SY_PARTS(a.v[i] * b.v[i]); }
+SY_INLINE F16 Div(F16 a, F16 b) { SY_PARTS(a.v[i] / b.v[i]); }
+// a * b + c
+SY_INLINE F16 Fma(F16 a, F16 b, F16 c) { SY_PARTS(a.v[i] * b.v[i] + c.v[i]); }
+SY_INLINE V4 Select4(I4 mask, V4 a, V4 b) { return (V4)(((I4)a & mask) | ((I4)b & ~mask)); }
+// The second operand where either is NaN.
+SY_INLINE F16 Max(F16 a, F16 b) { SY_PARTS(Select4(a.v[i] > b.v[i], a.v[i], b.v[i])); }
+SY_INLINE F16 Min(F16 a, F16 b) { SY_PARTS(Select4(a.v[i] < b.v[i], a.v[i], b.v[i])); }
+SY_INLINE F16 Neg(F16 a) { SY_PARTS((V4)((U4)a.v[i] ^ 0x80000000u)); }
+// To the nearest integer, ties to even. REQUIRES: |a| < 2^22 (or NaN).
+SY_INLINE F16 Round(F16 a) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23
+  SY_PARTS((a.v[i] + magic) - magic);
+}
+// a * 2^n for integral n in [-200, 200], in two exact steps.
+SY_INLINE F16 ScaleByPowerOfTwo(F16 a, F16 n) {
+  F16 r;
+  for (int i = 0; i < 4; ++i) {
+    const I4 finite = n.v[i] == n.v[i];
+    const I4 e = __builtin_convertvector(Select4(finite, n.v[i], V4{}), I4);
+    const I4 e1 = e >> 1;
+    const I4 e2 = e - e1;
+    r.v[i] = a.v[i] * (V4)((e1 + 127) << 23) * (V4)((e2 + 127) << 23);
+  }
+  return r;
+}
+
+SY_INLINE F16 LoadBf16(const uint16_t* p) {
+  F16 r;
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = (V4)(U4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]} << 16);
+  return r;
+}
+// Round to nearest even; NaN stays NaN.
+SY_INLINE void StoreBf16(uint16_t* p, F16 v) {
+  for (int i = 0; i < 4; ++i) {
+    const U4 u = (U4)v.v[i];
+    const U4 rounded = (u + ((u >> 16) & 1u) + 0x7fffu) >> 16;
+    const U4 nan = (U4)(v.v[i] != v.v[i]);
+    const U4 out = (rounded & ~nan) | (((u >> 16) | 0x40u) & nan);
+    for (int j = 0; j < 4; ++j) p[4 * i + j] = static_cast<uint16_t>(out[j]);
+  }
+}
+
+// One k-pair of a bfloat16 panel: [16][2].
+constexpr bool kHasBf16Dot = false;
+SY_INLINE F16 LoadPairEven(const uint16_t* p) {
+  U4 u[4];
+  __builtin_memcpy(u, p, sizeof(u));
+  SY_PARTS((V4)(u[i] << 16));
+}
+SY_INLINE F16 LoadPairOdd(const uint16_t* p) {
+  U4 u[4];
+  __builtin_memcpy(u, p, sizeof(u));
+  SY_PARTS((V4)(u[i] & 0xffff0000u));
+}
+#undef SY_PARTS
+SY_INLINE void Prefetch(const void* p) { __builtin_prefetch(p); }
+
+// Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
+constexpr int kMaxRows = 2;
+constexpr int PanelsFor(int rows) { return rows == 1 ? 2 : 1; }
+
+}  // namespace switchyard::SY_CPU_PATH
