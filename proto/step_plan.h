@@ -73,7 +73,10 @@ struct StepHeader {
 struct StepPlan {
   StepHeader header;
   std::vector<SequenceWork> work;  // empty for expert workers
-  std::vector<SequenceEnd> ended;  // forget these; applied before the work
+  // Forget these; applied before the work. May name sequences that are unknown to the worker, and
+  // one that begins anew in the same plan: after an aborted step with the same run, its KV still in
+  // the blocks of its table.
+  std::vector<SequenceEnd> ended;
 };
 
 struct TokenLogprob {

@@ -34,10 +34,15 @@ struct SchedulerStats {
   uint64_t prompt_tokens = 0;  // of admitted requests
   uint64_t cached_tokens = 0;
   uint64_t generation_tokens = 0;
-  uint64_t batched_tokens = 0;  // rows over all steps
+  uint64_t batched_tokens = 0;   // rows over all steps
+  uint64_t worker_errors = 0;    // steps that a worker answered with an error
+  uint64_t dropped_results = 0;  // stale, or of sequences that ended or were preempted meanwhile
   double last_step_seconds = 0;
-  std::chrono::steady_clock::time_point last_progress;  // of the loop; health compares it with now
-  bool failed = false;  // a worker failed; accepted requests were ended with an error
+  // Advances at least every second while no step runs, and with every result while one does. So
+  // `now - last_progress` beyond a stall timeout (longer than any step) means that the loop or a
+  // worker hangs; busy is not dead.
+  std::chrono::steady_clock::time_point last_progress;
+  bool failed = false;  // the workers only fail; accepted requests were ended with an error
 };
 
 struct StepObservation {  // for histograms; called on the scheduler's thread after each step
@@ -47,16 +52,19 @@ struct StepObservation {  // for histograms; called on the scheduler's thread af
 
 class Scheduler {
  public:
-  // `client` must outlive the scheduler. The thread starts in Start().
+  // `client` must outlive the scheduler. The thread starts in Start(). The destructor ends what is
+  // left with kUnavailable events and does not wait for a step in flight; its late results are
+  // ignored.
   Scheduler(const SchedulerOptions& options, const ModelInfo& model, WorkerClient* client);
   ~Scheduler();
 
   void Start();
-  // kResourceExhausted when the queue is full (message names the numbers), kUnavailable when
-  // draining or failed, kInvalidArgument when it can never fit. The id is valid when OK.
+  // May be called before Start. kResourceExhausted when the queue is full (message names the
+  // numbers), kUnavailable when draining or failed, kInvalidArgument when it can never fit. The id
+  // is valid when OK.
   absl::StatusOr<RequestId> Submit(Request request);
-  // Ends all choices of a request, or one. No further event is sent for them. Unknown ids are
-  // ignored.
+  // Ends all choices of a request, or one. No further event is sent for them, except by a sink call
+  // that already runs. Unknown ids are ignored.
   void Cancel(RequestId id);
   void CancelChoice(RequestId id, int32_t choice);
   // Refuses new requests; `done` is called (on the scheduler's thread) when nothing is left.

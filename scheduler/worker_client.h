@@ -19,7 +19,8 @@ class WorkerClient {
   // from the client itself, once per step.
   virtual void Execute(int32_t worker, StepPlan plan) = 0;
 
-  // Called before the first Execute; must outlive the client.
+  // Called once, before the first Execute. The function may be called as long as the client lives;
+  // results that come after the scheduler has gone are ignored.
   virtual void SetResultCallback(std::function<void(StepResult)> on_result) = 0;
 };
 

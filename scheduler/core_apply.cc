@@ -1,0 +1,233 @@
+// SchedulerCore: results, events, failures.
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "scheduler/scheduler_core.h"
+#include "spdlog/spdlog.h"
+
+namespace switchyard {
+namespace {
+
+double Seconds(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+// Results come in the order of the plan's work, as a rule; any order is legal.
+const SequenceResult* FindResult(const StepResult& result, size_t hint, SequenceId sequence) {
+  if (hint < result.results.size() && result.results[hint].sequence == sequence) {
+    return &result.results[hint];
+  }
+  const auto it = std::find_if(result.results.begin(), result.results.end(),
+                               [&](const SequenceResult& r) { return r.sequence == sequence; });
+  return it == result.results.end() ? nullptr : &*it;
+}
+
+}  // namespace
+
+std::optional<StepObservation> SchedulerCore::Apply(const StepResult& result, TimePoint now) {
+  WorkerShare* share = nullptr;
+  if (in_flight_ && result.epoch == kEpoch && result.step == in_flight_->step) {
+    for (WorkerShare& s : in_flight_->shares) {
+      if (s.worker == result.worker && !s.applied) share = &s;
+    }
+  }
+  if (share == nullptr) {
+    ++stats_.dropped_results;
+    return std::nullopt;
+  }
+  share->applied = true;
+  const std::string error = result.error.empty() ? CheckResult(*share, result) : result.error;
+  if (error.empty()) {
+    in_flight_->succeeded = true;
+    CommitShare(*share, result, now);
+  } else {
+    in_flight_->aborted = true;
+    AbortShare(*share, error);
+  }
+  if (--in_flight_->outstanding > 0) return std::nullopt;
+  return FinishStep(now);
+}
+
+// The sequence of a row, unless it ended or was preempted meanwhile.
+Sequence* SchedulerCore::LiveRow(const Row& row) const {
+  const auto it = running_.find(row.sequence);
+  return it == running_.end() || it->second->run() != row.run ? nullptr : it->second;
+}
+
+// What is wrong with a worker's answer; empty when nothing is.
+std::string SchedulerCore::CheckResult(const WorkerShare& share, const StepResult& result) const {
+  for (size_t i = 0; i < share.rows.size(); ++i) {
+    const Row& row = share.rows[i];
+    if (LiveRow(row) == nullptr) continue;
+    const SequenceResult* r = FindResult(result, i, row.sequence);
+    if (r == nullptr || r->run != row.run) {
+      return absl::StrCat("no result for sequence ", row.sequence, " run ", row.run);
+    }
+    if (!r->finite) continue;
+    if (r->computed != row.start + row.count) {
+      return absl::StrCat("sequence ", row.sequence, " computed ", r->computed,
+                          " positions, planned ", row.start + row.count);
+    }
+    if (row.sample && (r->token < 0 || r->token >= vocab_size_)) {
+      return absl::StrCat("sequence ", row.sequence, " drew token ", r->token,
+                          " outside the vocabulary of ", vocab_size_);
+    }
+    if (r->prompt_logprobs_start < 0) {
+      return absl::StrCat("sequence ", row.sequence, " has prompt logprobs from position ",
+                          r->prompt_logprobs_start);
+    }
+  }
+  return "";
+}
+
+void SchedulerCore::CommitShare(const WorkerShare& share, const StepResult& result, TimePoint now) {
+  for (size_t i = 0; i < share.rows.size(); ++i) {
+    const Row& row = share.rows[i];
+    Sequence* sequence =
+        LiveRow(row);  // again for each: a failed request takes its other choices along
+    if (sequence == nullptr) {
+      ++stats_.dropped_results;
+      continue;
+    }
+    const SequenceResult& r = *FindResult(result, i, row.sequence);
+    if (r.finite) {
+      CommitRow(*sequence, row, r, now);
+    } else {
+      FailRequest(sequence->request(),
+                  absl::InternalError(absl::StrCat("the logits at position ",
+                                                   row.start + row.count - 1, " are not finite")));
+    }
+  }
+}
+
+void SchedulerCore::CommitRow(Sequence& sequence, const Row& row, const SequenceResult& result,
+                              TimePoint now) {
+  SY_CHECK_EQ(row.start, sequence.computed());
+  sequence.Advance(row.start + row.count);
+  RequestState& state = requests_.at(sequence.request());
+  if (options_.enable_prefix_caching) {
+    const int32_t full = sequence.computed() / block_size_;
+    const auto hashes = sequence.Hashes(hasher_, state.root, block_size_, full);
+    for (int32_t i = row.start / block_size_; i < full; ++i) {
+      blocks_[sequence.worker()].Commit(sequence.blocks()[i], hashes[i]);
+    }
+  }
+  for (size_t i = 0; i < result.prompt_logprobs.size(); ++i) {
+    sequence.SetPromptLogprob(result.prompt_logprobs_start + 1 + static_cast<int32_t>(i),
+                              result.prompt_logprobs[i]);
+  }
+  if (sequence.computed() < sequence.prompt_length()) return;
+  state.prompt_computed = true;
+  if (sequence.prefill_done == TimePoint()) sequence.prefill_done = now;
+  if (sequence.computed() < sequence.total())
+    return;  // computing again what it had before a preemption
+
+  // It drew a token, or it was to compute the prompt only.
+  ChoiceEvent& event = EventOf(sequence);
+  event.prompt_logprobs = sequence.TakePromptLogprobs();
+  bool stop = false;
+  if (row.sample) {
+    const std::vector<int32_t>& stop_ids = state.request->stop_token_ids;
+    stop = sequence.generated() >= sequence.sampling().min_tokens &&
+           std::find(stop_ids.begin(), stop_ids.end(), result.token) != stop_ids.end();
+    sequence.Append(result.token);
+    ++stats_.generation_tokens;
+    event.tokens.push_back(result.token);
+    if (sequence.sampling().num_logprobs >= 0) event.logprobs.push_back(result.logprob);
+  }
+  if (!stop && sequence.total() < sequence.limit()) return;
+  event.finished = true;
+  event.reason = stop ? FinishReason::kStop : FinishReason::kLength;
+  End(sequence);
+}
+
+// Nothing of the share counts. Its sequences keep their committed KV and are told to the worker
+// anew: it may have lost them.
+void SchedulerCore::AbortShare(const WorkerShare& share, const std::string& error) {
+  ++stats_.worker_errors;
+  spdlog::error("attention worker {} aborted step {}: {}", share.worker, in_flight_->step, error);
+  std::vector<SequenceEnd>& ended = ended_[share.worker];
+  ended.insert(ended.end(), share.ended.begin(), share.ended.end());
+  const bool alone = in_flight_->num_sequences == 1;
+  for (const Row& row : share.rows) {
+    Sequence* sequence = LiveRow(row);
+    if (sequence == nullptr) continue;
+    ended.push_back({sequence->id()});
+    sequence->ForgetTold();
+    sequence->Strike();
+    if (sequence->strikes() < kMaxStrikes || !alone) continue;
+    spdlog::error("request {} failed: {} aborted steps without progress, the last one alone",
+                  sequence->request(), sequence->strikes());
+    FailRequest(sequence->request(),
+                absl::InternalError(absl::StrCat("the request failed after ", kMaxStrikes,
+                                                 " aborted steps, the last one alone: ", error)));
+  }
+}
+
+StepObservation SchedulerCore::FinishStep(TimePoint now) {
+  const StepRecord record = *std::exchange(in_flight_, std::nullopt);
+  FlushEvents();
+  ++stats_.steps;
+  stats_.batched_tokens += record.num_rows;
+  stats_.last_step_seconds = Seconds(now - record.planned);
+  if (record.aborted) last_participants_.clear();  // their planner state may differ now
+  consecutive_aborts_ = record.succeeded ? 0 : consecutive_aborts_ + 1;
+  if (consecutive_aborts_ > kAbortsToGiveUp && !stats_.failed) {
+    stats_.failed = true;
+    spdlog::critical("{} steps in a row were aborted: the workers are given up",
+                     consecutive_aborts_);
+    EndAll(absl::UnavailableError(
+        absl::StrCat("the workers failed: ", consecutive_aborts_, " steps in a row were aborted")));
+  }
+  return {.seconds = stats_.last_step_seconds, .tokens = record.num_rows};
+}
+
+void SchedulerCore::FailRequest(RequestId id, const absl::Status& error) {
+  const auto it = requests_.find(id);
+  SY_CHECK(it != requests_.end());
+  // End() of the last live choice erases the request.
+  for (int32_t left = it->second.live, choice = 0; left > 0; ++choice) {
+    Sequence* sequence = it->second.choices[choice].get();
+    if (sequence == nullptr) continue;
+    --left;
+    ChoiceEvent& event = EventOf(*sequence);
+    event.finished = true;
+    event.reason = FinishReason::kError;
+    event.error = error;
+    End(*sequence);
+  }
+}
+
+void SchedulerCore::EndAll(const absl::Status& error) {
+  std::vector<RequestId> ids;
+  for (const auto& [id, state] : requests_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  for (RequestId id : ids) FailRequest(id, error);
+  FlushEvents();
+}
+
+ChoiceEvent& SchedulerCore::EventOf(const Sequence& sequence) {
+  Delivery& delivery = events_[sequence.request()];
+  if (!delivery.request) delivery.request = requests_.at(sequence.request()).request;
+  for (ChoiceEvent& event : delivery.events) {
+    if (event.choice == sequence.choice()) return event;
+  }
+  ChoiceEvent& event = delivery.events.emplace_back();
+  event.request = sequence.request();
+  event.choice = sequence.choice();
+  event.cached_tokens = std::min(sequence.cached_tokens, sequence.prompt_length());
+  event.first_scheduled = sequence.first_scheduled;
+  event.prefill_done = sequence.prefill_done;
+  return event;
+}
+
+void SchedulerCore::FlushEvents() {
+  for (auto& [id, delivery] : std::exchange(events_, {})) {
+    if (!delivery.events.empty()) deliveries_.push_back(std::move(delivery));
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,109 @@
+// SchedulerCore: planning a step, preemption.
+#include <algorithm>
+#include <utility>
+
+#include "kernels/check.h"
+#include "scheduler/scheduler_core.h"
+
+namespace switchyard {
+void SchedulerCore::Preempt(Sequence& sequence) {
+  const int32_t worker = sequence.worker();
+  if (sequence.told()) ended_[worker].push_back({sequence.id()});
+  std::vector<int32_t> table = sequence.Stop();
+  blocks_[worker].Release(&table);
+  running_.erase(sequence.id());
+  waiting_.emplace(sequence.id(), &sequence);
+  ++stats_.preemptions;
+}
+
+Sequence& SchedulerCore::YoungestOn(int32_t worker) {
+  const auto it = std::find_if(running_.rbegin(), running_.rend(),
+                               [&](const auto& entry) { return entry.second->worker() == worker; });
+  SY_CHECK(it != running_.rend());
+  return *it->second;
+}
+
+std::vector<RowPick> SchedulerCore::PickAndReserve() {
+  std::vector<RowCandidate> candidates;
+  for (const auto& [id, s] : running_) {
+    candidates.push_back({.sequence = id,
+                          .pending = s->pending(),
+                          .decoding = s->decoding(),
+                          .alone = s->strikes() >= kMaxStrikes - 1,
+                          .last_step = s->last_step});
+  }
+  const std::vector<RowPick> picks = PickRows(candidates, options_.max_num_batched_tokens);
+  std::vector<RowPick> kept;
+  for (const RowPick& pick : picks) {  // by age: victims come later
+    const auto it = running_.find(pick.sequence);
+    if (it == running_.end()) continue;
+    Sequence& sequence = *it->second;
+    const size_t needed = BlocksFor(sequence.computed() + pick.count);
+    BlockManager& blocks = blocks_[sequence.worker()];
+    while (sequence.running() && sequence.blocks().size() < needed) {
+      if (blocks.CanAcquire({}, 1, 0)) {
+        blocks.Acquire({}, 1, sequence.mutable_blocks());
+      } else {
+        Preempt(YoungestOn(sequence.worker()));
+      }
+    }
+    if (sequence.running()) kept.push_back(pick);
+  }
+  return kept;
+}
+
+StepHeader SchedulerCore::NextHeader(const std::vector<RowPick>& picks) {
+  StepHeader header;
+  header.epoch = kEpoch;
+  header.step = next_step_++;
+  for (const RowPick& pick : picks)
+    header.participants.push_back(running_.at(pick.sequence)->worker());
+  std::sort(header.participants.begin(), header.participants.end());
+  header.participants.erase(std::unique(header.participants.begin(), header.participants.end()),
+                            header.participants.end());
+  // Foreign slots are replicated state of those who saw all steps of a generation.
+  if (!std::includes(last_participants_.begin(), last_participants_.end(),
+                     header.participants.begin(), header.participants.end())) {
+    ++slots_generation_;
+  }
+  header.slots_generation = slots_generation_;
+  last_participants_ = header.participants;
+  return header;
+}
+
+std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
+  if (step_in_flight()) return std::nullopt;
+  std::vector<RowPick> picks;
+  // Each round without a pick has preempted at least one sequence.
+  while (picks.empty() && !running_.empty()) picks = PickAndReserve();
+  SY_CHECK(!picks.empty() || waiting_.empty());  // something always gets on
+  if (picks.empty()) return std::nullopt;
+
+  const StepHeader header = NextHeader(picks);
+  Step step{.step = header.step, .plans = {}};
+  StepRecord record;
+  record.step = header.step;
+  record.planned = now;
+  for (int32_t worker : header.participants) {
+    StepPlan plan{.header = header, .work = {}, .ended = std::exchange(ended_[worker], {})};
+    WorkerShare share{.worker = worker, .rows = {}, .ended = plan.ended};
+    for (const RowPick& pick : picks) {
+      Sequence& sequence = *running_.at(pick.sequence);
+      if (sequence.worker() != worker) continue;
+      if (sequence.first_scheduled == TimePoint()) sequence.first_scheduled = now;
+      sequence.last_step = header.step;
+      SequenceWork work = sequence.MakeWork(pick.count);
+      share.rows.push_back({work.sequence, work.run, work.start, work.count, work.sample});
+      record.num_rows += pick.count;
+      ++record.num_sequences;
+      plan.work.push_back(std::move(work));
+    }
+    record.shares.push_back(std::move(share));
+    step.plans.emplace_back(worker, std::move(plan));
+  }
+  record.outstanding = static_cast<int32_t>(record.shares.size());
+  in_flight_ = std::move(record);
+  return step;
+}
+
+}  // namespace switchyard

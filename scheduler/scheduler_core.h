@@ -1,0 +1,187 @@
+// SchedulerCore: all decisions of the scheduler, without threads, clocks or workers. Owned by the
+// Scheduler, on its thread (Validate alone may be called from any); tests drive it with fake
+// workers and a virtual clock:
+//
+//   Admit   waiting sequences get an attention worker and KV blocks for all their known tokens
+//   Plan    running sequences get rows in the next step; decodes grow their block tables,
+//   preempting the youngest
+//           sequence of the worker when no block is left
+//   Apply   one worker's result is committed: KV is computed, tokens are appended, full blocks
+//   enter the prefix cache
+//
+// Sequences change only in Apply; what is in flight lies in a StepRecord, which an error discards.
+// Priority is the sequence id (age) everywhere: the oldest sequence of a worker is never preempted
+// and fits alone, so it always gets on.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "proto/model_info.h"
+#include "proto/step_plan.h"
+#include "scheduler/batch_policy.h"
+#include "scheduler/block_hash.h"
+#include "scheduler/block_manager.h"
+#include "scheduler/request.h"
+#include "scheduler/scheduler.h"
+#include "scheduler/sequence.h"
+
+namespace switchyard {
+
+class SchedulerCore {
+ public:
+  using TimePoint = std::chrono::steady_clock::time_point;
+
+  struct Step {
+    uint64_t step = 0;
+    std::vector<std::pair<int32_t, StepPlan>> plans;  // by attention worker, ascending
+  };
+  // All events of one step for one request, in the order of its choices.
+  struct Delivery {
+    std::shared_ptr<const Request> request;
+    std::vector<ChoiceEvent> events;
+  };
+  // Requests that are no longer queued since the last call, and their prompt tokens: room in the
+  // bounded queue.
+  struct LeftQueue {
+    int32_t requests = 0;
+    int64_t tokens = 0;
+  };
+
+  SchedulerCore(const SchedulerOptions& options, const ModelInfo& model, int32_t num_workers);
+
+  // kInvalidArgument, with the numbers, when the request can never run.
+  absl::Status Validate(const Request& request) const;
+  // Queues it. Ids ascend. REQUIRES: Validate(request).ok().
+  void Submit(RequestId id, Request request);
+  // Ends the request or the choice at once, without an event. Its rows in flight are dropped when
+  // they come back.
+  void Cancel(RequestId id);
+  void CancelChoice(RequestId id, int32_t choice);
+  // Ends every request with an error event.
+  void EndAll(const absl::Status& error);
+
+  void Admit();
+  // The next step; none while one is in flight or when there is nothing to do. REQUIRES: Admit was
+  // called before.
+  std::optional<Step> Plan(TimePoint now);
+  // Commits `result`; stale ones are counted and dropped. An observation when it completed the
+  // step.
+  std::optional<StepObservation> Apply(const StepResult& result, TimePoint now);
+  // What became deliverable; to be taken after each Apply and EndAll, before anything is cancelled.
+  std::vector<Delivery> TakeDeliveries() { return std::exchange(deliveries_, {}); }
+  LeftQueue TakeLeftQueue() { return std::exchange(left_queue_, {}); }
+
+  bool idle() const { return requests_.empty(); }
+  bool step_in_flight() const { return in_flight_.has_value(); }
+  bool failed() const { return stats_.failed; }  // the workers are given up; accept nothing more
+  SchedulerStats Stats() const;                  // last_progress is left to the caller
+  // CHECKs sequences, block tables and reference counts against each other.
+  void CheckIntegrity() const;
+
+ private:
+  struct RequestState {
+    std::shared_ptr<const Request> request;
+    std::vector<std::unique_ptr<Sequence>> choices;  // null once ended
+    BlockHash root;                                  // of its block hashes
+    int32_t live = 0;                                // choices not ended
+    bool queued = true;                              // none of its choices has run yet
+    bool prompt_computed = false;                    // by one of its choices
+    int32_t worker = -1;                             // where the latest choice was started
+  };
+  struct Row {
+    SequenceId sequence = 0;
+    uint32_t run = 0;
+    int32_t start = 0;
+    int32_t count = 0;
+    bool sample = false;
+  };
+  struct WorkerShare {
+    int32_t worker = 0;
+    bool applied = false;
+    std::vector<Row> rows;
+    std::vector<SequenceEnd> ended;
+  };
+  struct StepRecord {
+    uint64_t step = 0;
+    TimePoint planned;
+    std::vector<WorkerShare> shares;
+    int32_t num_rows = 0;  // positions
+    int32_t num_sequences = 0;
+    int32_t outstanding = 0;  // shares not applied
+    bool aborted = false;     // some worker failed
+    bool succeeded = false;   // some worker did not
+  };
+  struct Placement {
+    int32_t worker = -1;
+    std::vector<int32_t> prefix;  // cached blocks there
+  };
+
+  // scheduler_core.cc: requests, admission.
+  bool WaitsForSibling(const Sequence& sequence) const;
+  std::optional<Placement> Place(Sequence& sequence);
+  void Start(Sequence& sequence, Placement placement);
+  void LeaveQueue(RequestState& state);
+  void End(Sequence& sequence);  // removes it; the last choice ends the request
+
+  // core_plan.cc: planning, preemption.
+  void Preempt(Sequence& sequence);
+  Sequence& YoungestOn(int32_t worker);
+  std::vector<RowPick> PickAndReserve();
+  StepHeader NextHeader(const std::vector<RowPick>& picks);
+
+  // core_apply.cc: results, events, failures.
+  std::string CheckResult(const WorkerShare& share, const StepResult& result) const;
+  Sequence* LiveRow(const Row& row) const;
+  void CommitShare(const WorkerShare& share, const StepResult& result, TimePoint now);
+  void CommitRow(Sequence& sequence, const Row& row, const SequenceResult& result, TimePoint now);
+  void AbortShare(const WorkerShare& share, const std::string& error);
+  StepObservation FinishStep(TimePoint now);
+  void FailRequest(RequestId id, const absl::Status& error);
+  ChoiceEvent& EventOf(const Sequence& sequence);
+  void FlushEvents();
+
+  static constexpr uint64_t kEpoch = 1;  // the in-process cell never changes its membership
+  // Aborted steps without progress: one fewer and the sequence runs alone, this many (the last
+  // alone) and it fails.
+  static constexpr int32_t kMaxStrikes = 3;
+  // More aborted steps in a row than bad requests explain: the fault lies with the workers.
+  static constexpr int32_t kAbortsToGiveUp = 512;
+
+  int32_t BlocksFor(int32_t positions) const { return (positions + block_size_ - 1) / block_size_; }
+
+  // Constant after construction.
+  const SchedulerOptions options_;
+  const int32_t vocab_size_;
+  const int32_t max_model_len_;
+  const int32_t block_size_;
+  const int32_t num_blocks_;  // per worker
+  const int64_t capacity_;    // positions per worker
+  const BlockHasher hasher_;
+
+  std::unordered_map<RequestId, RequestState> requests_;
+  std::map<SequenceId, Sequence*> waiting_;      // by age
+  std::map<SequenceId, Sequence*> running_;      // by age
+  std::vector<BlockManager> blocks_;             // [num_workers]
+  std::vector<std::vector<SequenceEnd>> ended_;  // [num_workers], to tell in the next plan
+  std::optional<StepRecord> in_flight_;
+  std::map<RequestId, Delivery> events_;  // of the step in flight
+  std::vector<Delivery> deliveries_;
+  LeftQueue left_queue_;
+  SequenceId next_sequence_ = 1;
+  uint64_t next_step_ = 1;
+  uint64_t slots_generation_ = 0;
+  std::vector<int32_t> last_participants_;
+  int32_t consecutive_aborts_ = 0;
+  SchedulerStats stats_;
+};
+
+}  // namespace switchyard
