@@ -70,7 +70,7 @@ RopeFrequencies ComputeRopeFrequencies(const RopeConfig& rope) {
     double inv_freq = 1.0 / std::pow(rope.theta, exponent);
     switch (rope.type) {
       case RopeType::kDefault:
-      case RopeType::kDynamicNtk:  // unscaled within MaxRopePositions
+      case RopeType::kDynamicNtk:  // unscaled up to max_position_embeddings, where contexts end
         break;
       case RopeType::kLinear:
         inv_freq /= rope.factor;
@@ -111,11 +111,6 @@ RopeTables MakeRopeTables(const RopeConfig& rope, int64_t num_positions) {
     }
   }
   return tables;
-}
-
-int64_t MaxRopePositions(const ModelConfig& config) {
-  return config.attention.rope.type == RopeType::kDynamicNtk ? config.max_position
-                                                             : int64_t{1} << 27;
 }
 
 }  // namespace switchyard

@@ -26,9 +26,4 @@ struct RopeTables {
 };
 RopeTables MakeRopeTables(const RopeConfig& rope, int64_t num_positions);
 
-// The longest context whose tables do not depend on the length of a sequence: dynamic NTK scaling
-// changes all frequencies beyond the trained length, which would make a position's keys depend on
-// when they were computed.
-int64_t MaxRopePositions(const ModelConfig& config);
-
 }  // namespace switchyard

@@ -1,0 +1,231 @@
+#include "worker/attention_worker.h"
+
+#include <algorithm>
+#include <array>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/float_mode.h"
+
+namespace switchyard {
+namespace {
+
+TokenLogprob ToLogprob(int32_t token, SampledToken sampled) {
+  return {.token = token, .logprob = sampled.logprob, .top = std::move(sampled.top)};
+}
+
+}  // namespace
+
+AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
+                                 std::shared_ptr<const AttentionWeights> weights,
+                                 std::shared_ptr<const ExpertPlacement> placement,
+                                 std::unique_ptr<ComputeBackend> backend,
+                                 Communicator* communicator, Callbacks callbacks)
+    : options_(options),
+      callbacks_(std::move(callbacks)),
+      backend_(std::move(backend)),
+      kv_(MakeKvCacheShape(config, weights->dtype, options.limits.num_blocks), config.num_layers,
+          *backend_),
+      exchange_(options.exchange, weights->dtype, options.ranks, std::move(placement),
+                communicator),
+      decoder_(config, std::move(weights), options.max_rows, backend_.get(), &kv_, &exchange_),
+      table_(options.limits),
+      thread_([this] { Run(); }) {}
+
+AttentionWorker::~AttentionWorker() {
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void AttentionWorker::Execute(StepPlan plan) {
+  MutexLock lock(mu_);
+  SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);
+  queue_.push_back(std::move(plan));
+  changed_.NotifyAll();
+}
+
+void AttentionWorker::Run() {
+  const FlushDenormals flush;
+  for (;;) {
+    StepPlan plan;
+    {
+      MutexLock lock(mu_);
+      while (queue_.empty() && !stopping_) changed_.Wait(mu_);
+      if (stopping_) return;
+      plan = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    callbacks_.on_result(RunStep(plan));
+  }
+}
+
+StepResult AttentionWorker::RunStep(const StepPlan& plan) {
+  StepResult result{.epoch = plan.header.epoch,
+                    .step = plan.header.step,
+                    .worker = options_.index,
+                    .error = "",
+                    .results = {}};
+  if (failed_.ok()) {
+    failed_ = ComputeStep(plan, &result);
+    if (!failed_.ok()) callbacks_.on_failure(failed_);
+  }
+  if (!failed_.ok()) {
+    result.results.clear();
+    result.error =
+        absl::StrCat("attention rank ", options_.index, ": ", std::string(failed_.message()));
+  }
+  return result;
+}
+
+absl::Status AttentionWorker::ComputeStep(const StepPlan& plan, StepResult* result) {
+  if (absl::Status status = CheckParticipants(plan.header, options_.ranks); !status.ok())
+    return status;
+  if (!std::count(plan.header.participants.begin(), plan.header.participants.end(),
+                  options_.index)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("step ", plan.header.step, " does not name this participant"));
+  }
+  if (absl::Status status = table_.Apply(plan); !status.ok()) return status;
+  if (absl::Status status = BuildBatch(plan); !status.ok()) return status;
+  const DecoderBatch batch{.tokens = tokens_,
+                           .positions = positions_,
+                           .routing_profiles = profiles_,
+                           .sequences = sequences_};
+  if (absl::Status status = decoder_.Forward(plan.header, batch); !status.ok()) return status;
+
+  for (const SequenceWork& work : plan.work) {
+    SequenceResult& out = result->results.emplace_back();
+    out.sequence = work.sequence;
+    out.run = work.run;
+    out.computed = work.start + work.count;
+  }
+  for (size_t i = 0; i < plan.work.size(); ++i) {
+    ScorePrompt(plan.work[i], sequences_[i].first_row, &result->results[i]);
+  }
+  SampleTokens(plan, result);
+  return absl::OkStatus();
+}
+
+absl::Status AttentionWorker::BuildBatch(const StepPlan& plan) {
+  tokens_.clear();
+  positions_.clear();
+  profiles_.clear();
+  sequences_.clear();
+  for (const SequenceWork& work : plan.work) {
+    const SequenceState& state = table_.Get(work.sequence);
+    const size_t rows = tokens_.size() + static_cast<size_t>(work.count);
+    if (rows > static_cast<size_t>(options_.max_rows)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("step ", plan.header.step, " has more than ", options_.max_rows, " rows"));
+    }
+    sequences_.push_back({.block_table = state.block_table,
+                          .start_position = work.start,
+                          .first_row = static_cast<int32_t>(tokens_.size()),
+                          .num_rows = work.count});
+    const auto first = state.tokens.begin() + work.start;
+    tokens_.insert(tokens_.end(), first, first + work.count);
+    profiles_.resize(rows, state.sampling->routing_profile);
+    for (int32_t p = work.start; p < work.start + work.count; ++p) positions_.push_back(p);
+  }
+  if (tokens_.empty())
+    return absl::InvalidArgumentError(absl::StrCat("step ", plan.header.step, " has no rows"));
+  return absl::OkStatus();
+}
+
+SamplingRow AttentionWorker::MakeSamplingRow(const SequenceWork& work) {
+  const SequenceState& state = table_.Get(work.sequence);
+  const SamplingParams& sampling = *state.sampling;
+  const int32_t length = work.start + work.count;
+  const int32_t prompt = std::min(state.prompt_length, length);
+  const std::span<const int32_t> tokens =
+      std::span(state.tokens).first(static_cast<size_t>(length));
+  return {.temperature = sampling.temperature,
+          .top_p = sampling.top_p,
+          .min_p = sampling.min_p,
+          .top_k = sampling.top_k,
+          .presence_penalty = sampling.presence_penalty,
+          .frequency_penalty = sampling.frequency_penalty,
+          .repetition_penalty = sampling.repetition_penalty,
+          .prompt = tokens.first(static_cast<size_t>(prompt)),
+          .generated = tokens.subspan(static_cast<size_t>(prompt)),
+          .logit_bias = sampling.logit_bias,
+          .banned = length - prompt < sampling.min_tokens
+                        ? std::span<const int32_t>(sampling.banned_before_min)
+                        : std::span<const int32_t>(),
+          .seed = sampling.seed,
+          .choice = sampling.choice,
+          .position = length,
+          .num_top_logprobs = sampling.num_logprobs};
+}
+
+void AttentionWorker::SampleTokens(const StepPlan& plan, StepResult* result) {
+  std::array<int32_t, Decoder::kMaxLogitsRows> rows;
+  std::array<size_t, Decoder::kMaxLogitsRows> works;
+  std::vector<SamplingRow> sampling;
+  std::vector<SampledToken> sampled;
+  for (size_t next = 0; next < plan.work.size();) {
+    sampling.clear();
+    size_t count = 0;
+    for (; next < plan.work.size() && count < rows.size(); ++next) {
+      if (!plan.work[next].sample) continue;
+      rows[count] = sequences_[next].first_row + sequences_[next].num_rows - 1;
+      works[count++] = next;
+      sampling.push_back(MakeSamplingRow(plan.work[next]));
+    }
+    if (count == 0) return;
+    sampled.assign(count, {});
+    const Tensor logits = decoder_.Logits(std::span(rows).first(count));
+    backend_->Sample(logits, sampling, sampled);
+    backend_->Synchronize();
+    for (size_t i = 0; i < count; ++i) {
+      const SequenceWork& work = plan.work[works[i]];
+      SequenceResult& out = result->results[works[i]];
+      out.finite = out.finite && sampled[i].finite;
+      if (!sampled[i].finite) continue;
+      out.token = sampled[i].token;
+      // The next step may ask for this position before the scheduler has told us its token.
+      SequenceState& state = table_.Get(work.sequence);
+      const size_t position = static_cast<size_t>(work.start + work.count);
+      if (position < static_cast<size_t>(options_.limits.max_model_len)) {
+        if (state.tokens.size() <= position)
+          state.tokens.resize(position + 1, SequenceTable::kUnknownToken);
+        state.tokens[position] = out.token;
+      }
+      if (state.sampling->num_logprobs >= 0)
+        out.logprob = ToLogprob(out.token, std::move(sampled[i]));
+    }
+  }
+}
+
+void AttentionWorker::ScorePrompt(const SequenceWork& work, int32_t first_row,
+                                  SequenceResult* result) {
+  const SequenceState& state = table_.Get(work.sequence);
+  if (state.sampling->num_prompt_logprobs < 0) return;
+  result->prompt_logprobs_start = work.start + 1;
+  // Position p scores the prompt's token at p + 1.
+  const int32_t end = std::min(work.start + work.count, state.prompt_length - 1);
+  std::array<int32_t, Decoder::kMaxLogitsRows> rows;
+  std::vector<SampledToken> scored;
+  for (int32_t p = work.start; p < end;) {
+    const int32_t count = std::min<int32_t>(end - p, static_cast<int32_t>(rows.size()));
+    for (int32_t i = 0; i < count; ++i)
+      rows[static_cast<size_t>(i)] = first_row + p - work.start + i;
+    const std::span<const int32_t> targets =
+        std::span(state.tokens).subspan(static_cast<size_t>(p) + 1, static_cast<size_t>(count));
+    scored.assign(static_cast<size_t>(count), {});
+    const Tensor logits = decoder_.Logits(std::span(rows).first(static_cast<size_t>(count)));
+    backend_->Score(logits, targets, state.sampling->num_prompt_logprobs, scored);
+    backend_->Synchronize();
+    for (size_t i = 0; i < scored.size(); ++i) {
+      result->finite = result->finite && scored[i].finite;
+      result->prompt_logprobs.push_back(ToLogprob(targets[i], std::move(scored[i])));
+    }
+    p += count;
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,86 @@
+// AttentionWorker: the attention role. Serves a subset of the sequences: keeps their KV and token
+// ids, runs each StepPlan through the Decoder and samples. One owner thread of its own; Execute and
+// Stop may be called from any thread and only enqueue. Steps run strictly in order.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "comm/communicator.h"
+#include "kernels/backend.h"
+#include "kernels/mutex.h"
+#include "proto/step_plan.h"
+#include "worker/decoder.h"
+#include "worker/sequence_table.h"
+
+namespace switchyard {
+
+struct AttentionWorkerOptions {
+  int32_t index = 0;     // its rank, and StepResult::worker
+  int32_t max_rows = 0;  // in one step
+  SequenceLimits limits;
+  ExchangeShape exchange;
+  CellRanks ranks;
+};
+
+class AttentionWorker {
+ public:
+  struct Callbacks {
+    std::function<void(StepResult)> on_result;  // on this worker's thread
+    std::function<void(const absl::Status&)>
+        on_failure;  // before the result that carries the error
+  };
+
+  // Starts the thread. The communicator is this rank's.
+  AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
+                  std::shared_ptr<const AttentionWeights> weights,
+                  std::shared_ptr<const ExpertPlacement> placement,
+                  std::unique_ptr<ComputeBackend> backend, Communicator* communicator,
+                  Callbacks callbacks);
+  // REQUIRES: its communicator was aborted or no step runs, or this waits for the step's end.
+  ~AttentionWorker();
+
+  // At most kMaxQueuedSteps may be waiting.
+  void Execute(StepPlan plan);
+
+ private:
+  static constexpr size_t kMaxQueuedSteps = 8;
+
+  void Run();
+  StepResult RunStep(const StepPlan& plan);
+  absl::Status ComputeStep(const StepPlan& plan, StepResult* result);
+  absl::Status BuildBatch(const StepPlan& plan);
+  void SampleTokens(const StepPlan& plan, StepResult* result);
+  void ScorePrompt(const SequenceWork& work, int32_t first_row, SequenceResult* result);
+  SamplingRow MakeSamplingRow(const SequenceWork& work);
+
+  // Constant after construction.
+  const AttentionWorkerOptions options_;
+  const Callbacks callbacks_;
+  const std::unique_ptr<ComputeBackend> backend_;
+
+  // Owner thread only.
+  KvCache kv_;
+  MoeExchange exchange_;
+  Decoder decoder_;
+  SequenceTable table_;
+  absl::Status failed_;                      // the first error; every later step answers with it
+  std::vector<int32_t> tokens_, positions_;  // [rows]
+  std::vector<uint32_t> profiles_;           // [rows]
+  std::vector<SequenceRows> sequences_;      // one per work of the plan
+
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<StepPlan> queue_ SY_GUARDED_BY(mu_);
+  bool stopping_ SY_GUARDED_BY(mu_) = false;
+
+  std::thread thread_;  // last: it uses the members above
+};
+
+}  // namespace switchyard

@@ -1,0 +1,83 @@
+// Decoder: the forward pass of an attention worker's rows through all layers, from token ids to
+// logits. It reads a description (ModelConfig) and weights, and calls the back end; rows of MoE
+// layers travel through the MoeExchange. All buffers are allocated at construction. Owned by one
+// attention worker, used on its thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/backend.h"
+#include "kernels/routing_policy.h"
+#include "proto/step_plan.h"
+#include "worker/kv_cache.h"
+#include "worker/model_config.h"
+#include "worker/moe_exchange.h"
+#include "worker/weights.h"
+
+namespace switchyard {
+
+// The rows of one step, sequence after sequence.
+struct DecoderBatch {
+  std::span<const int32_t> tokens;             // [rows]
+  std::span<const int32_t> positions;          // [rows]
+  std::span<const uint32_t> routing_profiles;  // [rows]
+  std::span<const SequenceRows> sequences;
+  int64_t num_rows() const { return static_cast<int64_t>(tokens.size()); }
+};
+
+class Decoder {
+ public:
+  // Logits are computed for at most this many rows at a time.
+  static constexpr int64_t kMaxLogitsRows = 64;
+
+  // `backend`, `kv` and `exchange` must outlive it.
+  Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeights> weights,
+          int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange);
+
+  // Runs all layers. REQUIRES: 1 <= num_rows <= max_rows. Errors are those of the exchange.
+  absl::Status Forward(const StepHeader& step, const DecoderBatch& batch);
+  // Final norm and lm_head of some rows of the last Forward: [rows.size(), vocab] float32, valid
+  // until the next call. REQUIRES: 1 <= rows.size() <= kMaxLogitsRows.
+  Tensor Logits(std::span<const int32_t> rows);
+
+ private:
+  void Attention(int64_t layer, const DecoderBatch& batch);
+  void NormQueryKey(const AttentionLayerWeights& weights, int64_t rows, const Tensor& q,
+                    const Tensor& k);
+  void Dense(const AttentionLayerWeights& weights, int64_t rows);
+  absl::Status Moe(const StepHeader& step, int32_t moe_layer, const AttentionLayerWeights& weights,
+                   const DecoderBatch& batch);
+  void Route(const AttentionLayerWeights& weights, const DecoderBatch& batch);
+
+  // Constant after construction.
+  const ModelConfig config_;
+  const std::shared_ptr<const AttentionWeights> weights_;
+  const DType act_;
+  const int64_t max_rows_;
+  ComputeBackend* const backend_;
+  KvCache* const kv_;
+  MoeExchange* const exchange_;
+  const RoutingPolicy router_;
+
+  // Work space, [max_rows, …].
+  Buffer residual_;                     // [rows, hidden] float32
+  Buffer normed_;                       // [rows, hidden] act
+  Buffer q_, k_, v_;                    // [rows, heads, head_dim] float32
+  Buffer attended_;                     // [rows, num_heads * head_dim] act
+  Buffer projected_;                    // [rows, hidden] float32
+  Buffer mlp_out_;                      // [rows, hidden] act: dense layer or shared expert
+  Buffer shared_gate_;                  // [rows, 1] float32
+  Buffer router_logits_;                // [rows, num_experts] float32
+  Buffer picked_;                       // [kMaxLogitsRows, hidden] float32
+  Buffer picked_normed_;                // [kMaxLogitsRows, hidden] act
+  Buffer logits_;                       // [kMaxLogitsRows, vocab] float32
+  std::vector<int32_t> expert_ids_;     // [rows, top_k]
+  std::vector<float> expert_weights_;   // [rows, top_k]
+  std::vector<int32_t> expert_counts_;  // [rows]
+};
+
+}  // namespace switchyard

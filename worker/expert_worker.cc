@@ -1,0 +1,205 @@
+#include "worker/expert_worker.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/float_mode.h"
+
+namespace switchyard {
+namespace {
+
+std::span<std::byte> Whole(const Buffer& buffer) { return {buffer.data(), buffer.bytes()}; }
+
+std::chrono::steady_clock::time_point DataDeadline() {
+  return std::chrono::steady_clock::now() + kDataWaitLimit;
+}
+
+// Below this many bytes one thread copies faster than several can be woken.
+constexpr int64_t kParallelCopyBytes = 1 << 18;
+
+int64_t MaxCopies(const ExchangeShape& shape) { return int64_t{shape.max_rows} * shape.top_k; }
+
+}  // namespace
+
+ExpertWorker::ExpertWorker(const ExpertWorkerOptions& options,
+                           std::shared_ptr<const ExpertWeights> weights,
+                           std::shared_ptr<const ExpertPlacement> placement,
+                           std::unique_ptr<ComputeBackend> backend, ThreadPool* pool,
+                           Communicator* communicator,
+                           std::function<void(const absl::Status&)> on_failure)
+    : options_(options),
+      weights_(std::move(weights)),
+      placement_(std::move(placement)),
+      backend_(std::move(backend)),
+      pool_(pool),
+      communicator_(communicator),
+      on_failure_(std::move(on_failure)) {
+  const ExchangeShape& shape = options_.exchange;
+  for (int32_t i = 0; i < options_.ranks.num_attention; ++i) {
+    counts_messages_.emplace_back(MaxCountsBytes(shape));
+    dispatch_messages_.emplace_back(MaxDispatchBytes(shape));
+  }
+  const size_t row_bytes = static_cast<size_t>(shape.row_bytes);
+  grouped_ = Buffer(static_cast<size_t>(MaxCopies(shape)) * row_bytes);
+  results_ = Buffer(static_cast<size_t>(MaxCopies(shape)) * row_bytes);
+  combine_ =
+      Buffer(static_cast<size_t>(MaxCombineRows(shape, options_.ranks.num_attention)) * row_bytes);
+  thread_ = std::thread([this] { Run(); });
+}
+
+ExpertWorker::~ExpertWorker() {
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void ExpertWorker::Execute(StepHeader step) {
+  MutexLock lock(mu_);
+  SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);
+  queue_.push_back(std::move(step));
+  changed_.NotifyAll();
+}
+
+void ExpertWorker::Run() {
+  const FlushDenormals flush;
+  for (;;) {
+    StepHeader step;
+    {
+      MutexLock lock(mu_);
+      while (queue_.empty() && !stopping_) changed_.Wait(mu_);
+      if (stopping_) return;
+      step = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    if (!failed_.ok()) continue;  // the cell has failed: nobody waits for an answer
+    failed_ = RunStep(step);
+    if (!failed_.ok()) on_failure_(failed_);
+  }
+}
+
+absl::Status ExpertWorker::RunStep(const StepHeader& step) {
+  if (absl::Status status = CheckParticipants(step, options_.ranks); !status.ok()) return status;
+  for (int32_t layer = 0; layer < options_.num_moe_layers; ++layer) {
+    if (absl::Status status = RunLayer(step, layer); !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("expert rank ", options_.expert_rank, " at step ", step.step,
+                                       ", MoE layer ", layer, ": ", std::string(status.message())));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExpertWorker::RunLayer(const StepHeader& step, int32_t layer) {
+  const ExchangeKey key{.step = &step, .layer = layer, .micro_batch = 0};
+  if (absl::Status status = Receive(step, key); !status.ok()) return status;
+  if (absl::Status status = Plan(step, key); !status.ok()) return status;
+  Compute(layer);
+  return Answer(step, key);
+}
+
+absl::Status ExpertWorker::Receive(const StepHeader& step, const ExchangeKey& key) {
+  recvs_.clear();
+  for (int32_t participant : step.participants) {
+    const size_t p = static_cast<size_t>(participant);
+    MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kDispatch};
+    recvs_.push_back({participant, tag, Whole(dispatch_messages_[p]), 0});
+  }
+  if (step.participants.size() > 1) {
+    for (int32_t participant : step.participants) {
+      const MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kCounts};
+      recvs_.push_back(
+          {participant, tag, Whole(counts_messages_[static_cast<size_t>(participant)]), 0});
+    }
+  }
+  if (absl::Status status = communicator_->Start({}, recvs_); !status.ok()) return status;
+  return communicator_->Wait(DataDeadline());
+}
+
+absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) {
+  const size_t num_sources = step.participants.size();
+  const size_t num_experts = static_cast<size_t>(options_.exchange.num_experts);
+  const auto from_rank = [&](size_t source, const absl::Status& status) {
+    return absl::InternalError(absl::StrCat("attention rank ", step.participants[source], ": ",
+                                            std::string(status.message())));
+  };
+  counts_.resize(num_sources * num_experts);
+  for (size_t s = 0; s < num_sources; ++s) {
+    const RecvOp& recv = recvs_[num_sources > 1 ? num_sources + s : s];
+    const absl::Status status =
+        ParseCounts(recv.buffer.first(recv.received), key, static_cast<int32_t>(s),
+                    options_.exchange, std::span(counts_).subspan(s * num_experts, num_experts));
+    if (!status.ok()) return from_rank(s, status);
+  }
+  plan_ = PlanDispatch(counts_, static_cast<int32_t>(num_sources), *placement_, key.layer);
+  views_.clear();
+  for (size_t s = 0; s < num_sources; ++s) {
+    const absl::StatusOr<DispatchView> view =
+        ParseDispatch(recvs_[s].buffer.first(recvs_[s].received), key, plan_,
+                      static_cast<int32_t>(s), options_.expert_rank, options_.exchange);
+    if (!view.ok()) return from_rank(s, view.status());
+    views_.push_back(*view);
+  }
+  BuildExpertBatch(plan_, options_.expert_rank, &batch_);
+  if (batch_.num_rows > MaxCopies(options_.exchange)) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        batch_.num_rows, " rows of all participants exceed ", options_.exchange.max_rows,
+        " tokens x ", options_.exchange.top_k, " experts"));
+  }
+  return absl::OkStatus();
+}
+
+void ExpertWorker::Compute(int32_t layer) {
+  if (batch_.num_rows == 0) return;
+  const int32_t row_bytes = options_.exchange.row_bytes;
+  const int64_t num_blocks = static_cast<int64_t>(batch_.blocks.size());
+  if (batch_.num_rows * row_bytes < kParallelCopyBytes) {
+    GatherRows(batch_, 0, batch_.blocks.size(), views_, row_bytes, grouped_.data());
+  } else {
+    pool_->ParallelFor(num_blocks, [&](int64_t b) {
+      GatherRows(batch_, static_cast<size_t>(b), static_cast<size_t>(b) + 1, views_, row_bytes,
+                 grouped_.data());
+    });
+  }
+  groups_.clear();
+  for (const ExpertBatch::Group& group : batch_.groups) {
+    const MlpWeights& mlp =
+        weights_->experts[static_cast<size_t>(layer)][static_cast<size_t>(group.expert)];
+    SY_CHECK_GT(mlp.width, 0);
+    groups_.push_back({&mlp, group.begin, group.end});
+  }
+  backend_->GroupedMlp(grouped_.View(weights_->dtype, {batch_.num_rows, options_.hidden}), groups_,
+                       results_.View(weights_->dtype, {batch_.num_rows, options_.hidden}));
+  backend_->Synchronize();
+}
+
+absl::Status ExpertWorker::Answer(const StepHeader& step, const ExchangeKey& key) {
+  const int32_t row_bytes = options_.exchange.row_bytes;
+  const MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kCombine};
+  std::vector<std::byte*> messages;
+  sends_.clear();
+  size_t at = 0;
+  for (size_t s = 0; s < step.participants.size(); ++s) {
+    const std::span<std::byte> room = Whole(combine_).subspan(at);
+    const size_t bytes = WriteCombineHeader(key, plan_, batch_, static_cast<int32_t>(s),
+                                            options_.expert_rank, row_bytes, room);
+    messages.push_back(room.data());
+    sends_.push_back({step.participants[s], tag, room.first(bytes)});
+    at += bytes;
+  }
+  if (batch_.num_rows * row_bytes < kParallelCopyBytes) {
+    ScatterResults(batch_, 0, batch_.blocks.size(), results_.data(), row_bytes, messages);
+  } else {
+    pool_->ParallelFor(static_cast<int64_t>(batch_.blocks.size()), [&](int64_t b) {
+      ScatterResults(batch_, static_cast<size_t>(b), static_cast<size_t>(b) + 1, results_.data(),
+                     row_bytes, messages);
+    });
+  }
+  if (absl::Status status = communicator_->Start(sends_, {}); !status.ok()) return status;
+  return communicator_->Wait(DataDeadline());
+}
+
+}  // namespace switchyard

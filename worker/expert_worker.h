@@ -1,0 +1,92 @@
+// ExpertWorker: the expert role. Holds whole experts and knows no sequences: for every MoE layer of
+// a step it receives rows from each participant, runs them through its experts and sends every
+// (token, expert) result back. One owner thread of its own; Execute may be called from any thread
+// and only enqueues. Steps run strictly in order. A message that does not fit the step (epoch,
+// step, layer, plan hash, sizes) is an error that names the rank, never a wait without end.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "comm/communicator.h"
+#include "comm/exchange_layout.h"
+#include "comm/expert_placement.h"
+#include "kernels/backend.h"
+#include "kernels/mutex.h"
+#include "kernels/thread_pool.h"
+#include "proto/step_plan.h"
+#include "worker/moe_exchange.h"
+#include "worker/weights.h"
+
+namespace switchyard {
+
+struct ExpertWorkerOptions {
+  int32_t expert_rank = 0;
+  int32_t num_moe_layers = 0;
+  int64_t hidden = 0;
+  ExchangeShape exchange;
+  CellRanks ranks;
+};
+
+class ExpertWorker {
+ public:
+  // Starts the thread. `pool` and `communicator` must outlive it. on_failure is called once, on
+  // this worker's thread.
+  ExpertWorker(const ExpertWorkerOptions& options, std::shared_ptr<const ExpertWeights> weights,
+               std::shared_ptr<const ExpertPlacement> placement,
+               std::unique_ptr<ComputeBackend> backend, ThreadPool* pool,
+               Communicator* communicator, std::function<void(const absl::Status&)> on_failure);
+  // REQUIRES: its communicator was aborted or no step runs.
+  ~ExpertWorker();
+
+  void Execute(StepHeader step);
+
+ private:
+  static constexpr size_t kMaxQueuedSteps = 8;
+
+  void Run();
+  absl::Status RunStep(const StepHeader& step);
+  absl::Status RunLayer(const StepHeader& step, int32_t layer);
+  absl::Status Receive(const StepHeader& step, const ExchangeKey& key);
+  absl::Status Plan(const StepHeader& step, const ExchangeKey& key);
+  void Compute(int32_t layer);
+  absl::Status Answer(const StepHeader& step, const ExchangeKey& key);
+
+  // Constant after construction.
+  const ExpertWorkerOptions options_;
+  const std::shared_ptr<const ExpertWeights> weights_;
+  const std::shared_ptr<const ExpertPlacement> placement_;
+  const std::unique_ptr<ComputeBackend> backend_;
+  ThreadPool* const pool_;
+  Communicator* const communicator_;
+  const std::function<void(const absl::Status&)> on_failure_;
+
+  // Owner thread only.
+  absl::Status failed_;
+  DispatchPlan plan_;
+  ExpertBatch batch_;
+  std::vector<int32_t> counts_;      // [num_participants, num_experts]
+  std::vector<DispatchView> views_;  // [num_participants]
+  std::vector<MlpGroup> groups_;
+  std::vector<SendOp> sends_;
+  std::vector<RecvOp> recvs_;
+  std::vector<Buffer> counts_messages_;    // [num_attention]
+  std::vector<Buffer> dispatch_messages_;  // [num_attention]
+  Buffer grouped_;                         // [max copies, hidden] act, by expert
+  Buffer results_;                         // the same rows after the experts
+  Buffer combine_;                         // all combine messages of a layer, one after the other
+
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<StepHeader> queue_ SY_GUARDED_BY(mu_);
+  bool stopping_ SY_GUARDED_BY(mu_) = false;
+
+  std::thread thread_;  // last: it uses the members above
+};
+
+}  // namespace switchyard

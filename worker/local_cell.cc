@@ -1,0 +1,263 @@
+#include "worker/local_cell.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "spdlog/spdlog.h"
+#include "worker/checkpoint.h"
+#include "worker/kv_cache.h"
+#include "worker/model_config.h"
+#include "worker/weights.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int kMaxWorkers = 256;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxBatchedTokens = 1 << 20;
+
+absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, ", not from ", min, " to ", max));
+}
+
+absl::Status CheckOptions(const CellOptions& options) {
+  for (absl::Status status :
+       {CheckRange("attention workers", options.attention_workers, 1, kMaxWorkers),
+        CheckRange("expert workers", options.expert_workers, 1, kMaxWorkers),
+        CheckRange("threads", options.threads, 0, kMaxThreads),
+        CheckRange("max_model_len", options.max_model_len, 0, 1 << 27),
+        CheckRange("max_num_seqs", options.max_num_seqs, 1, 1 << 20),
+        CheckRange("max_num_batched_tokens", options.max_num_batched_tokens, 1, kMaxBatchedTokens),
+        CheckRange("kv_cache_memory", options.kv_cache_memory, 0, INT64_MAX / 2)}) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// "auto": the type that the config states, or that of the embedding when it states none.
+absl::StatusOr<DType> ChooseDType(const std::string& name, const ModelConfig& config,
+                                  const Checkpoint& checkpoint) {
+  if (name != "auto") return ParseDType(name);
+  if (config.stored_dtype.empty()) {
+    return checkpoint.stored_dtype({TensorRole::kEmbedding}) == StoredDType::kBF16 ? DType::kBF16
+                                                                                   : DType::kF32;
+  }
+  if (config.stored_dtype == "float16") spdlog::info("float16 weights are computed in float32");
+  return config.dtype;
+}
+
+absl::StatusOr<int32_t> ChooseMaxModelLen(int requested, const ModelConfig& config) {
+  const int64_t limit = config.max_position;
+  if (requested > limit) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_model_len ", requested, " exceeds the model's max_position_embeddings ", limit));
+  }
+  return static_cast<int32_t>(requested > 0 ? requested : limit);
+}
+
+std::string BaseName(const std::string& dir) {
+  const std::filesystem::path path =
+      std::filesystem::path(dir + "/.").lexically_normal().parent_path();
+  const std::string name = path.filename().string();
+  return name.empty() || name == "." || name == ".." ? "model" : name;
+}
+
+}  // namespace
+
+struct LocalCell::Parts {
+  ModelConfig config;
+  DType dtype = DType::kF32;
+  int32_t max_model_len = 0;
+  int32_t num_kv_blocks = 0;
+  int64_t kv_bytes_per_block = 0;
+  CellRanks ranks;
+  std::unique_ptr<ThreadPool> pool;
+  std::vector<std::unique_ptr<ComputeBackend>> backends;  // one per rank
+  std::shared_ptr<const ExpertPlacement> placement;
+  std::shared_ptr<const AttentionWeights> attention_weights;
+  std::vector<std::shared_ptr<const ExpertWeights>> expert_weights;  // one per expert rank
+
+  absl::Status MakeBackends(const CellOptions& options);
+  absl::Status ChoosePlacement(const CellOptions& options);
+};
+
+absl::Status LocalCell::Parts::MakeBackends(const CellOptions& options) {
+  const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  pool = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : cores);
+  for (int i = 0; i < ranks.num_attention + ranks.num_experts; ++i) {
+    std::string error;
+    backends.push_back(MakeCpuBackend(pool.get(), options.isa, &error));
+    if (backends.back() == nullptr) return absl::InvalidArgumentError(error);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCell::Parts::ChoosePlacement(const CellOptions& options) {
+  const int32_t layers = static_cast<int32_t>(config.num_moe_layers());
+  const int32_t experts = config.moe.routing.num_experts;
+  placement = options.placement;
+  if (placement == nullptr) {
+    placement = std::make_shared<ExpertPlacement>(
+        ExpertPlacement::Even(layers, experts, ranks.num_experts));
+  }
+  if (placement->num_ranks() != ranks.num_experts || placement->num_layers() != layers ||
+      (layers > 0 && placement->num_experts() != experts)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the placement is for ", placement->num_layers(), " layers, ",
+                     placement->num_experts(), " experts and ", placement->num_ranks(),
+                     " ranks, not ", layers, ", ", experts, " and ", ranks.num_experts));
+  }
+  return placement->Validate();
+}
+
+absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_dir);
+  if (!config.ok()) return config.status();
+  parts->config = *std::move(config);
+  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options.model_dir, parts->config);
+  if (!checkpoint.ok()) return checkpoint.status();
+  const absl::StatusOr<DType> dtype = ChooseDType(options.dtype, parts->config, *checkpoint);
+  if (!dtype.ok()) return dtype.status();
+  parts->dtype = *dtype;
+  const absl::StatusOr<int32_t> max_model_len =
+      ChooseMaxModelLen(options.max_model_len, parts->config);
+  if (!max_model_len.ok()) return max_model_len.status();
+  parts->max_model_len = *max_model_len;
+  if (absl::Status status = parts->ChoosePlacement(options); !status.ok()) return status;
+  if (absl::Status status = parts->MakeBackends(options); !status.ok()) return status;
+  // Too little memory asked for KV is an error before the long part.
+  if (options.kv_cache_memory > 0) {
+    if (absl::Status status = PlanMemory(options, parts); !status.ok()) return status;
+  }
+
+  int64_t total = AttentionBytes(*checkpoint, parts->config);
+  for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
+    total += ExpertBytes(*checkpoint, parts->config, *parts->placement, e);
+  }
+  int64_t done = 0;
+  const LoadProgress progress = [&](int64_t bytes) {
+    done += bytes;
+    if (options.progress) options.progress(done, total);
+  };
+  ComputeBackend* backend = parts->backends.front().get();
+  parts->attention_weights = LoadAttentionWeights(*checkpoint, parts->config, parts->dtype,
+                                                  parts->max_model_len, backend, progress);
+  for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
+    parts->expert_weights.push_back(LoadExpertWeights(*checkpoint, parts->config, parts->dtype,
+                                                      *parts->placement, e, backend, progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
+  parts->kv_bytes_per_block =
+      KvBytesPerBlock(parts->config, parts->dtype, *parts->backends.front());
+  const absl::StatusOr<int32_t> blocks = PlanKvBlocks({.requested_bytes = options.kv_cache_memory,
+                                                       .available_bytes = AvailableMemoryBytes(),
+                                                       .bytes_per_block = parts->kv_bytes_per_block,
+                                                       .max_model_len = parts->max_model_len,
+                                                       .max_num_seqs = options.max_num_seqs,
+                                                       .num_workers = parts->ranks.num_attention});
+  if (!blocks.ok()) return blocks.status();
+  parts->num_kv_blocks = *blocks;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<LocalCell>> LocalCell::Create(const CellOptions& options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  Parts parts;
+  parts.ranks = {.num_attention = options.attention_workers, .num_experts = options.expert_workers};
+  if (absl::Status status = Load(options, &parts); !status.ok()) return status;
+  if (absl::Status status = PlanMemory(options, &parts); !status.ok()) return status;
+  // The constructor is private, so make_unique cannot reach it.
+  std::unique_ptr<LocalCell> cell(new LocalCell());
+  const ModelConfig& config = parts.config;
+  cell->info_ = {.name = BaseName(options.model_dir),
+                 .architecture = config.architecture,
+                 .numerics_id = absl::StrCat(parts.backends.front()->numerics_id(), "/",
+                                             DTypeName(parts.dtype)),
+                 .dtype = DTypeName(parts.dtype),
+                 .vocab_size = static_cast<int32_t>(config.vocab_size),
+                 .max_model_len = parts.max_model_len,
+                 .num_layers = static_cast<int32_t>(config.num_layers),
+                 .num_moe_layers = static_cast<int32_t>(config.num_moe_layers()),
+                 .num_experts = config.moe.routing.num_experts,
+                 .top_k = config.moe.routing.top_k,
+                 .block_size = kKvBlockSize,
+                 .kv_bytes_per_token = parts.kv_bytes_per_block / kKvBlockSize,
+                 .num_kv_blocks = parts.num_kv_blocks,
+                 .eos_token_ids = config.eos_token_ids};
+  cell->StartWorkers(options, &parts);
+  return cell;
+}
+
+void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
+  pool_ = std::move(parts->pool);
+  communicators_ =
+      MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
+  const int64_t hidden = parts->config.hidden_size;
+  const ExchangeShape shape{
+      .row_bytes = static_cast<int32_t>(hidden * static_cast<int64_t>(DTypeSize(parts->dtype))),
+      .num_experts = info_.num_experts,
+      .top_k = info_.top_k,
+      .max_rows = options.max_num_batched_tokens};
+  const auto fail = [this](const absl::Status& reason) { Fail(reason); };
+  for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
+    const size_t rank = static_cast<size_t>(parts->ranks.OfExpert(e));
+    experts_.push_back(std::make_unique<ExpertWorker>(
+        ExpertWorkerOptions{.expert_rank = e,
+                            .num_moe_layers = info_.num_moe_layers,
+                            .hidden = hidden,
+                            .exchange = shape,
+                            .ranks = parts->ranks},
+        parts->expert_weights[static_cast<size_t>(e)], parts->placement,
+        std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get(), fail));
+  }
+  for (int32_t a = 0; a < parts->ranks.num_attention; ++a) {
+    const size_t rank = static_cast<size_t>(a);
+    attention_.push_back(std::make_unique<AttentionWorker>(
+        AttentionWorkerOptions{.index = a,
+                               .max_rows = options.max_num_batched_tokens,
+                               .limits = {.vocab_size = info_.vocab_size,
+                                          .max_model_len = info_.max_model_len,
+                                          .block_size = info_.block_size,
+                                          .num_blocks = info_.num_kv_blocks},
+                               .exchange = shape,
+                               .ranks = parts->ranks},
+        parts->config, parts->attention_weights, parts->placement, std::move(parts->backends[rank]),
+        communicators_[rank].get(),
+        AttentionWorker::Callbacks{
+            .on_result = [this](StepResult result) { on_result_(std::move(result)); },
+            .on_failure = fail}));
+  }
+}
+
+LocalCell::~LocalCell() { Fail(absl::CancelledError("the cell is shutting down")); }
+
+void LocalCell::Fail(const absl::Status& reason) {
+  for (const std::unique_ptr<Communicator>& communicator : communicators_)
+    communicator->Abort(reason);
+}
+
+void LocalCell::SetResultCallback(std::function<void(StepResult)> on_result) {
+  on_result_ = std::move(on_result);
+}
+
+void LocalCell::Execute(int worker, StepPlan plan) {
+  SY_CHECK(worker >= 0 && worker < num_attention_workers());
+  SY_CHECK(on_result_ != nullptr);
+  if (!any_step_ || plan.header.step != last_step_) {
+    any_step_ = true;
+    last_step_ = plan.header.step;
+    for (const std::unique_ptr<ExpertWorker>& expert : experts_) expert->Execute(plan.header);
+  }
+  attention_[static_cast<size_t>(worker)]->Execute(std::move(plan));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,295 @@
+#include "worker/local_cell.h"
+
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/test_driver.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+
+CellOptions Options(const std::string& fixture) {
+  CellOptions options;
+  options.model_dir = absl::StrCat(SWITCHYARD_SOURCE_DIR, "/tests/fixtures/", fixture);
+  options.threads = 2;
+  options.kv_cache_memory = 8 << 20;
+  options.max_num_batched_tokens = 256;
+  return options;
+}
+
+std::unique_ptr<LocalCell> MakeCell(const CellOptions& options) {
+  absl::StatusOr<std::unique_ptr<LocalCell>> cell = LocalCell::Create(options);
+  EXPECT_TRUE(cell.ok()) << cell.status();
+  return cell.ok() ? *std::move(cell) : nullptr;
+}
+
+std::vector<int32_t> RandomTokens(size_t n, int32_t vocab, std::mt19937& random) {
+  std::vector<int32_t> tokens(n);
+  for (int32_t& token : tokens)
+    token = static_cast<int32_t>(random() % static_cast<uint32_t>(vocab));
+  return tokens;
+}
+
+bool SameBits(const TokenLogprob& a, const TokenLogprob& b) {
+  if (a.token != b.token || std::memcmp(&a.logprob, &b.logprob, 4) != 0 ||
+      a.top.size() != b.top.size())
+    return false;
+  for (size_t i = 0; i < a.top.size(); ++i) {
+    if (a.top[i].first != b.top[i].first || std::memcmp(&a.top[i].second, &b.top[i].second, 4) != 0)
+      return false;
+  }
+  return true;
+}
+
+void ExpectSameBits(const TestOutput& a, const TestOutput& b, const std::string& what) {
+  EXPECT_EQ(a.tokens, b.tokens) << what;
+  ASSERT_EQ(a.logprobs.size(), b.logprobs.size()) << what;
+  for (size_t i = 0; i < a.logprobs.size(); ++i)
+    EXPECT_TRUE(SameBits(a.logprobs[i], b.logprobs[i])) << what << " " << i;
+  ASSERT_EQ(a.prompt_logprobs.size(), b.prompt_logprobs.size()) << what;
+  for (size_t i = 0; i < a.prompt_logprobs.size(); ++i) {
+    EXPECT_TRUE(SameBits(a.prompt_logprobs[i], b.prompt_logprobs[i])) << what << " prompt " << i;
+  }
+}
+
+// A request of the equality tests: prompt and sampling parameters, drawn once.
+struct Case {
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  size_t num_tokens = 0;
+};
+
+std::vector<Case> RandomCases(size_t n, const ModelInfo& model, std::mt19937& random) {
+  std::vector<Case> cases(n);
+  for (size_t i = 0; i < n; ++i) {
+    cases[i].prompt = RandomTokens(1 + random() % 90, model.vocab_size, random);
+    cases[i].num_tokens = 4 + random() % 8;
+    SamplingParams& s = cases[i].sampling;
+    s.temperature = i % 2 == 0 ? 0.0f : 1.0f;
+    s.seed = random();
+    s.top_p = 0.95f;
+    s.repetition_penalty = 1.1f;
+    s.num_logprobs = 3;
+    if (i % 3 == 0) s.num_prompt_logprobs = 2;
+  }
+  return cases;
+}
+
+std::shared_ptr<const ExpertPlacement> RandomPlacement(const ModelInfo& model, int32_t num_ranks,
+                                                       std::mt19937& random) {
+  std::vector<std::vector<std::vector<int32_t>>> hosts(static_cast<size_t>(model.num_moe_layers));
+  for (auto& layer : hosts) {
+    layer.resize(static_cast<size_t>(model.num_experts));
+    for (std::vector<int32_t>& expert : layer) {
+      for (int32_t r = 0; r < num_ranks; ++r) {
+        if (random() % 3 == 0) expert.push_back(r);
+      }
+      if (expert.empty())
+        expert.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(num_ranks)));
+    }
+  }
+  absl::StatusOr<ExpertPlacement> placement = ExpertPlacement::Create(num_ranks, std::move(hosts));
+  EXPECT_TRUE(placement.ok()) << placement.status();
+  return std::make_shared<ExpertPlacement>(*std::move(placement));
+}
+
+// All cases at once, in random chunks and on random workers.
+std::vector<TestOutput> RunMixed(LocalCell* cell, const std::vector<Case>& cases,
+                                 std::mt19937& random) {
+  TestDriver driver(cell);
+  std::vector<SequenceId> ids;
+  for (const Case& c : cases) {
+    ids.push_back(driver.Add(
+        static_cast<int>(random() % static_cast<uint32_t>(cell->num_attention_workers())), c.prompt,
+        c.sampling));
+  }
+  for (bool busy = true; busy;) {
+    busy = false;
+    for (size_t i = 0; i < cases.size(); ++i) {
+      if (driver.output(ids[i]).tokens.size() >= cases[i].num_tokens) continue;
+      busy = true;
+      if (random() % 4 != 0) driver.Plan(ids[i], 1 + static_cast<int32_t>(random() % 20));
+    }
+    if (!busy) break;
+    driver.Plan(
+        driver.Add(0, RandomTokens(3, cell->model_info().vocab_size, random), SamplingParams{}),
+        3);  // a guest
+    const std::string error = driver.Step();
+    EXPECT_EQ(error, "");
+    if (!error.empty()) break;
+  }
+  std::vector<TestOutput> outputs;
+  for (SequenceId id : ids) outputs.push_back(driver.output(id));
+  return outputs;
+}
+
+class CellFamilyTest : public testing::TestWithParam<std::string> {};
+
+TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 random(seed);
+  CellOptions options = Options(GetParam());
+  options.expert_workers = 1;
+  std::unique_ptr<LocalCell> reference = MakeCell(options);
+  ASSERT_NE(reference, nullptr);
+  const std::vector<Case> cases = RandomCases(9, reference->model_info(), random);
+  std::vector<TestOutput> expected;
+  {
+    TestDriver driver(reference.get());
+    for (const Case& c : cases)
+      expected.push_back(driver.Generate(c.prompt, c.sampling, c.num_tokens, 256));
+  }
+  const auto compare = [&](LocalCell* cell, const std::string& what) {
+    const std::vector<TestOutput> got = RunMixed(cell, cases, random);
+    for (size_t i = 0; i < cases.size(); ++i)
+      ExpectSameBits(expected[i], got[i], absl::StrCat(what, " case ", i));
+  };
+  compare(reference.get(), "1x1 batched");
+  for (const auto& [attention, experts, threads] : {std::array{1, 4, 1}, {2, 3, 2}, {3, 2, 4}}) {
+    options.attention_workers = attention;
+    options.expert_workers = experts;
+    options.threads = threads;
+    options.placement = nullptr;
+    if (experts != 4) options.placement = RandomPlacement(reference->model_info(), experts, random);
+    std::unique_ptr<LocalCell> cell = MakeCell(options);
+    ASSERT_NE(cell, nullptr);
+    compare(cell.get(), absl::StrCat(attention, "x", experts));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, CellFamilyTest,
+                         testing::Values("qwen3_moe", "olmoe", "mixtral", "qwen2_moe",
+                                         "qwen3_moe_tied_bf16"),
+                         [](const auto& info) { return info.param; });
+
+TEST(LocalCellTest, ModelInfo) {
+  int64_t last = 0, total = 0;
+  CellOptions options = Options("qwen3_moe");
+  options.progress = [&](int64_t done, int64_t all) {
+    EXPECT_GT(done, last);
+    last = done;
+    total = all;
+  };
+  const std::unique_ptr<LocalCell> cell = MakeCell(options);
+  ASSERT_NE(cell, nullptr);
+  EXPECT_EQ(last, total);
+  const ModelInfo& info = cell->model_info();
+  EXPECT_EQ(info.name, "qwen3_moe");
+  EXPECT_EQ(info.architecture, "Qwen3MoeForCausalLM");
+  EXPECT_EQ(info.dtype, "float32");
+  EXPECT_EQ(info.num_layers, 3);
+  EXPECT_EQ(info.num_moe_layers, 2);
+  EXPECT_EQ(info.max_model_len, 512);
+  EXPECT_GE(info.kv_bytes_per_token, 3 * 2 * 2 * 24 * 4);
+  EXPECT_GT(info.num_kv_blocks, 32);
+}
+
+TEST(LocalCellTest, BadOptionsAreErrorsWithNumbers) {
+  const auto error_of = [](const CellOptions& options) {
+    return std::string(LocalCell::Create(options).status().message());
+  };
+  CellOptions options = Options("qwen3_moe");
+  options.kv_cache_memory = 1000;
+  EXPECT_THAT(error_of(options), HasSubstr("there are 1000 bytes"));
+  options = Options("qwen3_moe");
+  options.max_model_len = 513;
+  EXPECT_THAT(error_of(options), HasSubstr("513 exceeds the model's max_position_embeddings 512"));
+  options = Options("qwen3_moe");
+  options.dtype = "int8";
+  EXPECT_THAT(error_of(options), HasSubstr("\"int8\""));
+  options = Options("qwen3_moe");
+  options.isa = "sse9";
+  EXPECT_THAT(error_of(options), HasSubstr("sse9"));
+  options = Options("qwen3_moe");
+  options.attention_workers = 0;
+  EXPECT_THAT(error_of(options), HasSubstr("attention workers is 0"));
+  options = Options("nowhere");
+  EXPECT_THAT(error_of(options), HasSubstr("cannot open"));
+  options = Options("qwen3_moe");
+  options.placement = std::make_shared<ExpertPlacement>(ExpertPlacement::Even(2, 8, 5));
+  EXPECT_THAT(error_of(options), HasSubstr("5 ranks"));
+}
+
+TEST(LocalCellTest, EveryDTypeRunsOnEveryCheckpoint) {
+  for (const char* fixture : {"qwen3_moe", "qwen3_moe_tied_bf16"}) {
+    for (const char* dtype : {"auto", "float32", "bfloat16"}) {
+      CellOptions options = Options(fixture);
+      options.dtype = dtype;
+      const std::unique_ptr<LocalCell> cell = MakeCell(options);
+      ASSERT_NE(cell, nullptr);
+      SamplingParams greedy;
+      greedy.temperature = 0.0f;
+      EXPECT_EQ(TestDriver(cell.get()).Generate({1, 2, 3, 4, 5}, greedy, 4).tokens.size(), 4u)
+          << fixture << dtype;
+    }
+  }
+}
+
+TEST(LocalCellTest, BadPlansFailTheCellWithAReason) {
+  const std::unique_ptr<LocalCell> cell = MakeCell(Options("qwen3_moe"));
+  ASSERT_NE(cell, nullptr);
+  TestDriver driver(cell.get());
+  driver.Plan(driver.Add(0, {5, 310}, SamplingParams{}), 2);
+  EXPECT_THAT(driver.Step(), HasSubstr("token 310 of a vocabulary of 310"));
+  driver.Plan(driver.Add(0, {5}, SamplingParams{}), 2);
+  EXPECT_THAT(driver.Step(), HasSubstr("token 310"));  // the cell is over
+}
+
+TEST(LocalCellTest, OneParticipantsErrorReachesTheOthers) {
+  CellOptions options = Options("qwen3_moe");
+  options.attention_workers = 2;
+  const std::unique_ptr<LocalCell> cell = MakeCell(options);
+  ASSERT_NE(cell, nullptr);
+  TestDriver driver(cell.get());
+  driver.Plan(driver.Add(0, {5, 6}, SamplingParams{}), 2);
+  driver.Plan(driver.Add(1, {5, -1}, SamplingParams{}), 2);
+  EXPECT_THAT(driver.Step(), HasSubstr("token -1"));
+}
+
+TEST(LocalCellTest, PromptLogprobsOfTheWholeVocabulary) {
+  const std::unique_ptr<LocalCell> cell = MakeCell(Options("mixtral"));
+  ASSERT_NE(cell, nullptr);
+  SamplingParams sampling;
+  sampling.temperature = 0.0f;
+  sampling.num_prompt_logprobs = cell->model_info().vocab_size;
+  const TestOutput out = TestDriver(cell.get()).Generate({1, 2, 3, 4}, sampling, 1);
+  ASSERT_EQ(out.prompt_logprobs.size(), 3u);
+  double sum = 0;
+  for (const auto& [token, logprob] : out.prompt_logprobs[0].top)
+    sum += std::exp(static_cast<double>(logprob));
+  EXPECT_NEAR(sum, 1.0, 1e-5);
+  EXPECT_EQ(out.prompt_logprobs[0].token, 2);
+}
+
+TEST(LocalCellTest, DestructionEndsStepsUnderWay) {
+  for (int round = 0; round < 5; ++round) {
+    std::unique_ptr<LocalCell> cell = MakeCell(Options("olmoe"));
+    ASSERT_NE(cell, nullptr);
+    cell->SetResultCallback([](const StepResult&) {});
+    StepPlan plan;
+    plan.header.step = 1;
+    plan.header.participants = {0};
+    SequenceWork work;
+    work.sequence = 1;
+    work.count = 200;
+    SequenceStart start{.tokens = std::vector<int32_t>(200, 7),
+                        .prompt_length = 200,
+                        .sampling = std::make_shared<SamplingParams>()};
+    work.begin = std::make_shared<SequenceStart>(start);
+    for (int32_t b = 0; b < 13; ++b) work.new_blocks.push_back(b);
+    plan.work.push_back(work);
+    cell->Execute(0, plan);
+    cell.reset();
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
