@@ -88,12 +88,14 @@ struct TokenLogprob {
 struct SequenceResult {
   SequenceId sequence = 0;
   uint32_t run = 0;
-  int32_t computed = 0;               // positions [0, computed) now have KV
-  int32_t token = -1;                 // the sampled token, -1 when none was asked for
-  bool finite = true;                 // false: the logits were not finite; the request fails alone
-  TokenLogprob logprob;               // when num_logprobs >= 0
-  int32_t prompt_logprobs_start = 0;  // position of the first entry below
-  std::vector<TokenLogprob> prompt_logprobs;  // of the tokens at positions start + 1, …
+  int32_t computed = 0;  // positions [0, computed) now have KV
+  int32_t token = -1;    // the sampled token, -1 when none was asked for
+  bool finite = true;    // false: the logits were not finite; the request fails alone
+  TokenLogprob logprob;  // when num_logprobs >= 0
+  // Of the prompt tokens at positions prompt_logprobs_start, …; the first token of a prompt has
+  // none.
+  int32_t prompt_logprobs_start = 0;
+  std::vector<TokenLogprob> prompt_logprobs;
 };
 
 struct StepResult {

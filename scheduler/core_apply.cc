@@ -75,7 +75,7 @@ std::string SchedulerCore::CheckResult(const WorkerShare& share, const StepResul
       return absl::StrCat("sequence ", row.sequence, " drew token ", r->token,
                           " outside the vocabulary of ", vocab_size_);
     }
-    if (r->prompt_logprobs_start < 0) {
+    if (!r->prompt_logprobs.empty() && r->prompt_logprobs_start < 1) {
       return absl::StrCat("sequence ", row.sequence, " has prompt logprobs from position ",
                           r->prompt_logprobs_start);
     }
@@ -116,7 +116,7 @@ void SchedulerCore::CommitRow(Sequence& sequence, const Row& row, const Sequence
     }
   }
   for (size_t i = 0; i < result.prompt_logprobs.size(); ++i) {
-    sequence.SetPromptLogprob(result.prompt_logprobs_start + 1 + static_cast<int32_t>(i),
+    sequence.SetPromptLogprob(result.prompt_logprobs_start + static_cast<int32_t>(i),
                               result.prompt_logprobs[i]);
   }
   if (sequence.computed() < sequence.prompt_length()) return;

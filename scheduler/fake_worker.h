@@ -135,7 +135,7 @@ class FakeWorker {
     result.sequence = work.sequence;
     result.run = work.run;
     result.computed = end;
-    result.prompt_logprobs_start = work.start;
+    result.prompt_logprobs_start = work.start + 1;
     uint64_t state = FakeModel::Root(sampling);
     for (int32_t p = 0; p < end; ++p) {
       const uint64_t expected = FakeModel::Mix(state, k.tokens[p]);
