@@ -1,4 +1,4 @@
-// TestDriver: plays the scheduler for one LocalCell in tests and in `bench offline`'s spirit: it
+// TestDriver: plays the scheduler for one LocalCell in tests: it
 // owns the KV blocks, sends step plans and waits for the results. Sequences may be cut into any
 // chunks and put on any attention worker. Used on the test's thread; results arrive through a lock.
 #pragma once
