@@ -10,7 +10,8 @@ using cpu::MatmulItem;
 
 // Packed activations of a bfloat16 product: pairs where there is a dot product, else float32.
 constexpr int64_t kXPerPair = kHasBf16Dot ? 1 : 2;  // 32-bit words per row and pair
-constexpr int64_t kBlockK = 512;                    // even
+constexpr int64_t kBlockSteps = 256;  // a panel of them is 16 KiB: half of the L1 cache
+constexpr size_t kRowsInCache = size_t{256} << 10;  // of packed rows, in a core's L2
 constexpr int64_t kPrefetchBytes = 1024;
 
 struct TileArgs {
@@ -44,9 +45,8 @@ void TileF32(const TileArgs& a) {
   const size_t stride = a.panel_bytes / sizeof(float);
   for (int64_t k = 0; k < a.k; ++k, x += R, w += kLanes) {
     for (int p = 0; p < P; ++p) {
-      if constexpr (R <= 3)
-        Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
-                 kPrefetchBytes);
+      Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
+               kPrefetchBytes);
       const F16 wv = Load(w + static_cast<size_t>(p) * stride);
       for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]);
     }
@@ -64,9 +64,8 @@ void TileBf16(const TileArgs& a) {
   const uint32_t* x = a.x;
   for (int64_t k = 0; k < a.k; ++k, x += R, w += 2 * kLanes) {
     for (int p = 0; p < P; ++p) {
-      if constexpr (R <= 3)
-        Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
-                 kPrefetchBytes);
+      Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
+               kPrefetchBytes);
       const auto wv = LoadPair(w + static_cast<size_t>(p) * stride);
       for (int r = 0; r < R; ++r) acc[r][p] = DotPair(acc[r][p], wv, x[r]);
     }
@@ -75,9 +74,8 @@ void TileBf16(const TileArgs& a) {
   const float* x = reinterpret_cast<const float*>(a.x);
   for (int64_t k = 0; k < a.k; ++k, x += 2 * R, w += 2 * kLanes) {
     for (int p = 0; p < P; ++p) {
-      if constexpr (R <= 3)
-        Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
-                 kPrefetchBytes);
+      Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
+               kPrefetchBytes);
       const F16 even = LoadPairEven(w + static_cast<size_t>(p) * stride);
       for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), even, acc[r][p]);
       const F16 odd = LoadPairOdd(w + static_cast<size_t>(p) * stride);
@@ -115,45 +113,108 @@ size_t XRowBytes(int64_t k, bool bf16) {
   return static_cast<size_t>(bf16 ? (k + 1) / 2 * kXPerPair : k) * 4;
 }
 
+// A panel's k pairs [0, pairs) as float32 [k][16]. Where there is no dot product, several blocks of
+// rows share the conversion; the tile's order of additions is the same.
+void WidenPanel([[maybe_unused]] const std::byte* panel, [[maybe_unused]] int64_t pairs,
+                [[maybe_unused]] float* out) {
+#if !defined(SY_CPU_AVX512)
+  const uint16_t* w = reinterpret_cast<const uint16_t*>(panel);
+  for (int64_t i = 0; i < pairs; ++i, w += 2 * kLanes, out += 2 * kLanes) {
+    Prefetch(reinterpret_cast<const std::byte*>(w) + kPrefetchBytes);
+    Store(out, LoadPairEven(w));
+    Store(out + kLanes, LoadPairOdd(w));
+  }
+#endif
+}
+
+// An item's geometry, worked out once.
+struct ItemShape {
+  explicit ItemShape(const MatmulItem& item)
+      : num_blocks(cpu::NumBlocks(item.rows, kMaxRows)),
+        first_row(cpu::BlockBegin(item.rows, num_blocks, item.block_begin)),
+        rows(cpu::BlockBegin(item.rows, num_blocks, item.block_end) - first_row),
+        one_block(item.block_end - item.block_begin == 1),
+        widen(item.bf16 && !kHasBf16Dot && !one_block),
+        panel_bytes(cpu::PanelBytes(item.k, item.bf16)),
+        row_bytes(XRowBytes(item.k, item.bf16)),
+        steps(item.bf16 ? (item.k + 1) / 2 : item.k),
+        x_words(item.bf16 ? kXPerPair : 1) {}
+  int64_t num_blocks;  // of the whole group
+  int64_t first_row;   // of the item, in the group
+  int64_t rows;        // of the item
+  bool one_block;      // of the item
+  bool widen;
+  size_t panel_bytes;
+  size_t row_bytes;
+  int64_t steps;    // along k: elements (float32) or pairs (bfloat16)
+  int64_t x_words;  // of 32 bits, per row and step
+};
+
+// Steps [k0, k0 + num_steps) of one block of rows and 2^log_panels panels.
+void RunTile(const MatmulItem& item, const ItemShape& shape, int64_t block, TileArgs a, int64_t k0,
+             int64_t num_steps, int log_panels) {
+  const int64_t row = cpu::BlockBegin(item.rows, shape.num_blocks, block);
+  const int64_t rows = cpu::BlockBegin(item.rows, shape.num_blocks, block + 1) - row;
+  const std::byte* x =
+      static_cast<const std::byte*>(item.x) + static_cast<size_t>(row) * shape.row_bytes;
+  a.x = reinterpret_cast<const uint32_t*>(x) + k0 * shape.x_words * rows;
+  a.k = shape.widen ? 2 * num_steps : num_steps;
+  a.sums += (row - shape.first_row) * kLanes;
+  a.first = k0 == 0;
+  kTiles[item.bf16 && !shape.widen][rows - 1][log_panels](a);
+}
+
+// Steps [k0, k0 + num_steps) of all blocks and 2^log_panels panels.
+void RunPanels(const MatmulItem& item, const ItemShape& shape, int64_t panel, int log_panels,
+               int64_t k0, int64_t num_steps, float* sums) {
+  alignas(64) float wide[kBlockSteps * kLanes];
+  TileArgs a{};
+  a.w = static_cast<const std::byte*>(item.w) + static_cast<size_t>(panel) * shape.panel_bytes +
+        static_cast<size_t>(k0) * 64;
+  a.panel_bytes = shape.panel_bytes;
+  a.panel_stride = shape.rows * kLanes;
+  a.sums = sums + (panel - item.panel_begin) * a.panel_stride;
+  if (shape.widen) {
+    WidenPanel(a.w, num_steps, wide);
+    a.w = reinterpret_cast<const std::byte*>(wide);
+  }
+  for (int64_t b = item.block_begin; b < item.block_end; ++b)
+    RunTile(item, shape, b, a, k0, num_steps, log_panels);
+}
+
 // All panels and blocks of an item into sums [panel][row of the item][16].
 void Accumulate(const MatmulItem& item, float* sums) {
-  const int64_t num_blocks = cpu::NumBlocks(item.rows, kMaxRows);
-  const int64_t item_row = cpu::BlockBegin(item.rows, num_blocks, item.block_begin);
-  const int64_t item_rows = cpu::BlockBegin(item.rows, num_blocks, item.block_end) - item_row;
-  const size_t panel_bytes = cpu::PanelBytes(item.k, item.bf16);
-  const size_t row_bytes = XRowBytes(item.k, item.bf16);
-  const int64_t steps = item.bf16 ? (item.k + 1) / 2 : item.k;
-  const int64_t x_words = item.bf16 ? kXPerPair : 1;  // per row and step
-  // With one block of rows the weights are read once anyway: no K blocks, longer streams.
-  const bool one_block = item.block_end - item.block_begin == 1;
-  const int64_t block_steps = one_block ? steps : item.bf16 ? kBlockK / 2 : kBlockK;
-  const int max_rows = static_cast<int>((item.rows + num_blocks - 1) / num_blocks);
-  const int64_t max_panels = PanelsFor(max_rows);
-
-  for (int64_t k0 = 0; k0 < steps; k0 += block_steps) {
-    const int64_t num_steps = steps - k0 < block_steps ? steps - k0 : block_steps;
+  const ItemShape shape(item);
+  // A block's tiles take as many panels as those of the largest block; smaller ones could take
+  // more.
+  const int max_rows = static_cast<int>((item.rows + shape.num_blocks - 1) / shape.num_blocks);
+  const int64_t max_panels = shape.widen ? 1 : PanelsFor(max_rows);
+  const auto log_panels = [&](int64_t panel) {
+    const int64_t left = item.panel_end - panel;
+    return max_panels >= 4 && left >= 4 ? 2 : max_panels >= 2 && left >= 2 ? 1 : 0;
+  };
+  // With one block of rows the weights are read once anyway: no K blocks.
+  const int64_t block_steps = shape.one_block ? shape.steps
+                              : shape.widen   ? kBlockSteps / 2
+                                              : kBlockSteps;
+  const auto count = [&](int64_t k0) {
+    return shape.steps - k0 < block_steps ? shape.steps - k0 : block_steps;
+  };
+  if (static_cast<size_t>(shape.rows) * shape.row_bytes <= kRowsInCache) {
+    // The rows stay in the cache: stream each panel from end to end.
     for (int64_t panel = item.panel_begin; panel < item.panel_end;) {
-      const int64_t left = item.panel_end - panel;
-      const int log_panels = max_panels >= 4 && left >= 4   ? 2
-                             : max_panels >= 2 && left >= 2 ? 1
-                                                            : 0;
-      for (int64_t b = item.block_begin; b < item.block_end; ++b) {
-        const int64_t row = cpu::BlockBegin(item.rows, num_blocks, b);
-        const int64_t rows = cpu::BlockBegin(item.rows, num_blocks, b + 1) - row;
-        TileArgs a;
-        a.x = reinterpret_cast<const uint32_t*>(static_cast<const std::byte*>(item.x) +
-                                                static_cast<size_t>(row) * row_bytes) +
-              k0 * x_words * rows;
-        a.w = static_cast<const std::byte*>(item.w) + static_cast<size_t>(panel) * panel_bytes +
-              static_cast<size_t>(k0) * 64;
-        a.panel_bytes = panel_bytes;
-        a.k = num_steps;
-        a.panel_stride = item_rows * kLanes;
-        a.sums = sums + (panel - item.panel_begin) * a.panel_stride + (row - item_row) * kLanes;
-        a.first = k0 == 0;
-        kTiles[item.bf16][rows - 1][log_panels](a);
-      }
-      panel += int64_t{1} << log_panels;
+      const int log = log_panels(panel);
+      for (int64_t k0 = 0; k0 < shape.steps; k0 += block_steps)
+        RunPanels(item, shape, panel, log, k0, count(k0), sums);
+      panel += int64_t{1} << log;
+    }
+    return;
+  }
+  for (int64_t k0 = 0; k0 < shape.steps; k0 += block_steps) {
+    for (int64_t panel = item.panel_begin; panel < item.panel_end;) {
+      const int log = log_panels(panel);
+      RunPanels(item, shape, panel, log, k0, count(k0), sums);
+      panel += int64_t{1} << log;
     }
   }
 }

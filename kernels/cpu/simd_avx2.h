@@ -78,11 +78,18 @@ SY_INLINE F16 LoadPairEven(const uint16_t* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q), 16)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(q + 1), 16))};
 }
+// The mask is read from memory each time: held in a register it would push a tile's partial sum out
+// to the stack.
+alignas(32) inline constexpr uint32_t kOddMask[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                     0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                     0xffff0000u, 0xffff0000u};
 SY_INLINE F16 LoadPairOdd(const uint16_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
-  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q), mask)),
-          _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(q + 1), mask))};
+  const uint32_t* mask = kOddMask;
+  asm("" : "+r"(mask));
+  const __m256i m = _mm256_load_si256(reinterpret_cast<const __m256i*>(mask));
+  return {_mm256_castsi256_ps(_mm256_and_si256(m, _mm256_loadu_si256(q))),
+          _mm256_castsi256_ps(_mm256_and_si256(m, _mm256_loadu_si256(q + 1)))};
 }
 SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -106,6 +106,14 @@ Matrix GatedMlp(const Matrix& x, const Matrix& gate, const Matrix& up, const Mat
   return Matmul(RoundTo(g, act), down, {});
 }
 
+Matrix GatedMlpMagnitude(const Matrix& x, const Matrix& gate, const Matrix& up,
+                         const Matrix& down) {
+  Matrix g = MatmulMagnitude(x, gate);
+  const Matrix u = MatmulMagnitude(x, up);
+  for (size_t i = 0; i < g.values.size(); ++i) g.values[i] *= u.values[i];
+  return MatmulMagnitude(g, down);
+}
+
 Matrix Attention(const AttentionShape& s, const Matrix& q, const Matrix& k, const Matrix& v,
                  int64_t start) {
   Matrix out(q.rows, q.columns);

@@ -41,6 +41,8 @@ Matrix Rope(const Matrix& x, int64_t head_dim, const Matrix& cos, const Matrix& 
 // down( round( silu(gate x) * up x ) ), rounded to `act` where the backend rounds.
 Matrix GatedMlp(const Matrix& x, const Matrix& gate, const Matrix& up, const Matrix& down,
                 DType act);
+// What its rounding errors are relative to, as MatmulMagnitude.
+Matrix GatedMlpMagnitude(const Matrix& x, const Matrix& gate, const Matrix& up, const Matrix& down);
 
 struct AttentionShape {
   int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
