@@ -36,10 +36,15 @@ void AppendChar(char32_t value, std::string* out);
 void AppendLossy(std::string_view bytes, bool flush, std::string* held, std::string* out);
 std::string Lossy(std::string_view bytes);
 
-bool IsSpace(char32_t c);        // White_Space
-bool IsPunctuation(char32_t c);  // ASCII punctuation and categories P*
-bool IsNumber(char32_t c);       // categories N*
-bool IsWord(char32_t c);         // \w of Rust's regex: Alphabetic, M, Nd, Pc, Join_Control
+bool IsSpace(char32_t c);         // White_Space
+bool IsPunctuation(char32_t c);   // ASCII punctuation and categories P*
+bool IsNumber(char32_t c);        // categories N*
+bool IsDecimalDigit(char32_t c);  // category Nd
+bool IsLetter(char32_t c);        // categories L*
+bool IsWord(char32_t c);          // \w of Rust's regex: Alphabetic, M, Nd, Pc, Join_Control
+
+bool IsPrintable(
+    char32_t c);  // Python's str.isprintable(): neither separators nor C*, except for the space
 
 enum class Form { kNfc, kNfd, kNfkc, kNfkd };
 std::string Normalize(std::string_view text, Form form);  // REQUIRES: valid UTF-8
