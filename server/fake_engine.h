@@ -1,0 +1,241 @@
+// For tests of the server: a WorkerClient whose model repeats the prompt, then ends; and a whole
+// Server over the real Scheduler with it. The tokenizer is the Qwen3-MoE fixture's.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "scheduler/scheduler.h"
+#include "scheduler/worker_client.h"
+#include "server/http_client.h"
+#include "server/server.h"
+
+namespace switchyard {
+
+// After n generated tokens comes prompt[n], after the whole prompt the end id, then the prompt
+// again. The logprob of token t is -t/256; the alternatives are t, t+1, …. Runs on a thread of its
+// own.
+class EchoWorker : public WorkerClient {
+ public:
+  EchoWorker(int32_t end_id, int32_t vocab_size)
+      : end_id_(end_id), vocab_size_(vocab_size), thread_([this] { Run(); }) {}
+  ~EchoWorker() override {
+    {
+      std::lock_guard lock(mu_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+  int32_t num_attention_workers() const override { return 1; }
+  void SetResultCallback(std::function<void(StepResult)> on_result) override {
+    on_result_ = std::move(on_result);
+  }
+  void Execute(int32_t, StepPlan plan) override {
+    std::lock_guard lock(mu_);
+    plans_.push_back(std::move(plan));
+    wake_.notify_all();
+  }
+
+  // While paused, steps wait.
+  void Pause() { SetPaused(true); }
+  void Resume() { SetPaused(false); }
+  // The next step fails as a whole.
+  void FailNextStep() { fail_next_.store(true); }
+
+ private:
+  void SetPaused(bool paused) {
+    std::lock_guard lock(mu_);
+    paused_ = paused;
+    wake_.notify_all();
+  }
+
+  void Run() {
+    while (true) {
+      StepPlan plan;
+      {
+        std::unique_lock lock(mu_);
+        wake_.wait(lock, [this] { return stop_ || (!paused_ && !plans_.empty()); });
+        if (stop_) return;
+        plan = std::move(plans_.front());
+        plans_.pop_front();
+      }
+      on_result_(Compute(plan));
+    }
+  }
+
+  TokenLogprob Score(int32_t token, int32_t num_top) const {
+    TokenLogprob score{token, -static_cast<float>(token) / 256, {}};
+    for (int32_t i = 0; i < num_top; ++i) {
+      const int32_t other = (token + i) % vocab_size_;
+      score.top.emplace_back(other, score.logprob - static_cast<float>(i));
+    }
+    return score;
+  }
+
+  StepResult Compute(const StepPlan& plan) {
+    StepResult result;
+    result.epoch = plan.header.epoch;
+    result.step = plan.header.step;
+    if (fail_next_.exchange(false)) {
+      result.error = "planted";
+      return result;
+    }
+    for (const SequenceEnd& end : plan.ended) known_.erase(end.sequence);
+    for (const SequenceWork& work : plan.work) {
+      if (work.begin) known_[work.sequence] = work.begin;
+      const SequenceStart& begin = *known_.at(work.sequence);
+      const SamplingParams& sampling = *begin.sampling;
+      SequenceResult& out = result.results.emplace_back();
+      out.sequence = work.sequence;
+      out.run = work.run;
+      out.computed = work.start + work.count;
+      out.prompt_logprobs_start = work.start;
+      if (sampling.num_prompt_logprobs >= 0) {
+        for (int32_t p = work.start; p < out.computed && p + 1 < begin.prompt_length; ++p) {
+          out.prompt_logprobs.push_back(Score(begin.tokens[p + 1], sampling.num_prompt_logprobs));
+        }
+      }
+      if (!work.sample) continue;
+      const int32_t generated = out.computed - begin.prompt_length;
+      const int32_t at = generated % (begin.prompt_length + 1);
+      out.token = at < begin.prompt_length ? begin.tokens[at] : end_id_;
+      for (const int32_t banned : sampling.banned_before_min) {
+        if (out.token == banned && generated < sampling.min_tokens) out.token = begin.tokens[0];
+      }
+      if (sampling.num_logprobs >= 0) out.logprob = Score(out.token, sampling.num_logprobs);
+    }
+    return result;
+  }
+
+  const int32_t end_id_;
+  const int32_t vocab_size_;
+  std::function<void(StepResult)> on_result_;
+  std::map<SequenceId, std::shared_ptr<const SequenceStart>> known_;  // worker's thread only
+  std::atomic<bool> fail_next_{false};
+  std::mutex mu_;
+  std::condition_variable wake_;
+  std::deque<StepPlan> plans_;
+  bool paused_ = false;
+  bool stop_ = false;
+  std::thread thread_;  // last
+};
+
+// The conversation as "role: content\n" lines, then "assistant: ".
+inline absl::StatusOr<std::vector<TextSegment>> RenderPlainChat(const ChatPrompt& prompt) {
+  std::vector<TextSegment> segments;
+  for (const auto& message : prompt.messages) {
+    if (message["role"] == "raise")
+      return absl::InvalidArgumentError("the template raised: no such role");
+    if (!message.contains("content") || !message["content"].is_string()) continue;
+    segments.push_back({message["content"].get<std::string>(), false});
+  }
+  return segments;
+}
+
+struct TestServerOptions {
+  ServerOptions server;
+  SchedulerOptions scheduler;
+  int32_t max_model_len = 1 << 20;
+  int32_t num_kv_blocks = 1 << 17;
+  bool load = true;  // false: SetEngine is left to the test
+};
+
+// A server on a free port. Members are destroyed in reverse: the scheduler before the server.
+class TestServer {
+ public:
+  explicit TestServer(TestServerOptions options = {})
+      : options_(Quick(options)), server_(options_.server) {
+    auto tokenizer =
+        Tokenizer::Load(std::string(SWITCHYARD_SOURCE_DIR) + "/tests/fixtures/qwen3_moe");
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    tokenizer_ = *std::move(tokenizer);
+    const absl::Status started = server_.Start();
+    EXPECT_TRUE(started.ok()) << started;
+    const int32_t end_id = tokenizer_->TokenToId("<|im_end|>").value_or(0);
+    model_.name = "org/echo";
+    model_.vocab_size = tokenizer_->vocab_size() + 10;
+    model_.max_model_len = options_.max_model_len;
+    model_.block_size = 16;
+    model_.num_kv_blocks = options_.num_kv_blocks;
+    model_.eos_token_ids = {end_id};
+    worker_ = std::make_unique<EchoWorker>(end_id, model_.vocab_size);
+    scheduler_ = std::make_unique<Scheduler>(options_.scheduler, model_, worker_.get());
+    scheduler_->SetStepObserver(server_.step_observer());
+    scheduler_->Start();
+    if (options_.load) FinishLoading();
+  }
+  ~TestServer() { server_.Shutdown(); }
+
+  void FinishLoading() {
+    Engine engine;
+    engine.model = model_;
+    engine.tokenizer = tokenizer_.get();
+    engine.render_chat = RenderPlainChat;
+    engine.scheduler = scheduler_.get();
+    server_.SetEngine(std::move(engine));
+  }
+
+  Server& server() { return server_; }
+  EchoWorker& worker() { return *worker_; }
+  Scheduler& scheduler() { return *scheduler_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const ModelInfo& model() const { return model_; }
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(server_.http_port()); }
+
+  HttpReply Send(const std::string& method, const std::string& target, const std::string& body = "",
+                 std::vector<std::pair<std::string, std::string>> headers = {
+                     {"Content-Type", "application/json"}}) {
+    auto client = HttpClient::Create(url());
+    auto reply = (*client)->Send(method, target, headers, body, std::chrono::seconds(30));
+    EXPECT_TRUE(reply.ok()) << reply.status();
+    return reply.ok() ? *std::move(reply) : HttpReply();
+  }
+  HttpReply Post(const std::string& target, const std::string& body) {
+    return Send("POST", target, body);
+  }
+
+  // Waits until `condition` holds, at most 30 s.
+  static bool WaitFor(const std::function<bool()>& condition) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (!condition()) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+  bool WaitIdle() {
+    return WaitFor([this] {
+      const SchedulerStats stats = scheduler_->Stats();
+      return stats.running == 0 && stats.waiting == 0 && stats.kv_usage == 0;
+    });
+  }
+
+ private:
+  static TestServerOptions Quick(TestServerOptions options) {
+    options.server.http.port = 0;
+    options.server.grpc_port = 0;
+    return options;
+  }
+
+  const TestServerOptions options_;
+  Server server_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  ModelInfo model_;
+  std::unique_ptr<EchoWorker> worker_;
+  std::unique_ptr<Scheduler> scheduler_;
+};
+
+}  // namespace switchyard
