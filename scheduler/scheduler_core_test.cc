@@ -287,6 +287,19 @@ TEST_F(SchedulerCoreTest, PreemptsTheYoungestAndKeepsItsTokens) {
   EXPECT_GT(tokens_before, 0u);
   EXPECT_FALSE(Result(a).last.finished);
   EXPECT_EQ(core_->Stats().running, 1);
+  // It comes back from position 0, as another run that begins with all its tokens.
+  std::optional<SequenceWork> again;
+  while (!again) {
+    const auto step = Step();
+    ASSERT_TRUE(step);
+    for (const SequenceWork& work : step->plans[0].second.work) {
+      if (work.begin) again = work;
+    }
+  }
+  EXPECT_EQ(again->run, 1u);
+  EXPECT_EQ(again->start, 0);
+  EXPECT_EQ(again->begin->prompt_length, 8);
+  EXPECT_EQ(again->begin->tokens.size(), 8 + tokens_before);
   RunUntilIdle();
   ExpectRight(a, request);
   ExpectRight(b, other);

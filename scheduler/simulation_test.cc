@@ -334,7 +334,7 @@ CellConfig RandomConfig(uint64_t seed) {
 TEST(SimulationTest, EveryRequestEndsOnceWithItsTokens) {
   spdlog::set_level(spdlog::level::off);  // errors are what it injects
   const uint64_t first_seed = 1;
-  const int32_t num_cells = 200;
+  const int32_t num_cells = 150;
   Totals sum;
   for (uint64_t seed = first_seed; seed < first_seed + num_cells; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
