@@ -1,6 +1,7 @@
-// Same tokens, same logprobs, bit for bit: a request alone on one attention and one expert worker with one thread is the
-// reference; the same request among others must give the same bytes with any chunk size, prefix-cache hits, preemption,
-// worker counts, threads and expert placement. Greedy and sampled. Once per instruction path of this CPU.
+// Same tokens, same logprobs, bit for bit: a request alone on one attention and one expert worker
+// with one thread is the reference; the same request among others must give the same bytes with any
+// chunk size, prefix-cache hits, preemption, worker counts, threads and expert placement. Greedy
+// and sampled. Once per instruction path of this CPU.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -24,7 +25,9 @@ struct BitsParam {
   std::string isa;
   bool long_prompt = false;  // some fixtures end at 256 positions
 };
-void PrintTo(const BitsParam& param, std::ostream* out) { *out << param.fixture << "/" << param.isa; }
+void PrintTo(const BitsParam& param, std::ostream* out) {
+  *out << param.fixture << "/" << param.isa;
+}
 
 std::vector<BitsParam> AllParams() {
   std::vector<BitsParam> params;
@@ -50,7 +53,8 @@ SamplingParams RandomSampling(std::mt19937& rng, int32_t vocab_size) {
   if (Below(rng, 4) == 0) sampling.presence_penalty = Uniform(rng, -1.0f, 1.0f);
   if (Below(rng, 4) == 0) sampling.frequency_penalty = Uniform(rng, -1.0f, 1.0f);
   if (Below(rng, 4) == 0) sampling.repetition_penalty = Uniform(rng, 0.8f, 1.5f);
-  if (Below(rng, 4) == 0) sampling.logit_bias.emplace_back(Below(rng, vocab_size), Uniform(rng, -5.0f, 5.0f));
+  if (Below(rng, 4) == 0)
+    sampling.logit_bias.emplace_back(Below(rng, vocab_size), Uniform(rng, -5.0f, 5.0f));
   sampling.seed = (static_cast<uint64_t>(rng()) << 32) | rng();
   constexpr int32_t kNumLogprobs[] = {-1, 0, 1, 5, 20};
   sampling.num_logprobs = kNumLogprobs[Below(rng, 5)];
@@ -65,13 +69,16 @@ std::vector<int32_t> RandomTokens(std::mt19937& rng, int32_t n, int32_t vocab_si
 }
 
 // Some prompts share a beginning; some requests have several choices or may stop early.
-std::vector<Request> RandomRequests(std::mt19937& rng, int32_t num, bool long_prompt, int32_t vocab_size) {
+std::vector<Request> RandomRequests(std::mt19937& rng, int32_t num, bool long_prompt,
+                                    int32_t vocab_size) {
   const std::vector<int32_t> shared = RandomTokens(rng, 100, vocab_size);
   std::vector<Request> requests;
   for (int32_t i = 0; i < num; ++i) {
     Request& request = requests.emplace_back();
-    if (Below(rng, 2) == 0) request.prompt.assign(shared.begin(), shared.begin() + 1 + Below(rng, 100));
-    const int32_t own = i == 0 && long_prompt ? kLongPrompt : 1 + Below(rng, Below(rng, 3) == 0 ? 90 : 20);
+    if (Below(rng, 2) == 0)
+      request.prompt.assign(shared.begin(), shared.begin() + 1 + Below(rng, 100));
+    const int32_t own =
+        i == 0 && long_prompt ? kLongPrompt : 1 + Below(rng, Below(rng, 3) == 0 ? 90 : 20);
     if (i == 0) request.prompt.clear();
     const std::vector<int32_t> tokens = RandomTokens(rng, own, vocab_size);
     request.prompt.insert(request.prompt.end(), tokens.begin(), tokens.end());
@@ -114,7 +121,8 @@ class BitsTest : public testing::TestWithParam<BitsParam> {
   }
 
   // Everything that must not matter, at random.
-  CellOptions RandomOptions(std::mt19937& rng, int attention_workers, int expert_workers, const ModelInfo& model) {
+  CellOptions RandomOptions(std::mt19937& rng, int attention_workers, int expert_workers,
+                            const ModelInfo& model) {
     CellOptions options = base_;
     options.attention_workers = attention_workers;
     options.expert_workers = expert_workers;
@@ -129,16 +137,19 @@ class BitsTest : public testing::TestWithParam<BitsParam> {
     }
     if (Below(rng, 2) == 0) {
       // Hardly more than the longest sequence needs: the others are preempted.
-      const int64_t blocks = (options.max_model_len + model.block_size - 1) / model.block_size + Below(rng, 4);
-      options.kv_cache_memory = blocks * model.block_size * model.kv_bytes_per_token * attention_workers;
+      const int64_t blocks =
+          (options.max_model_len + model.block_size - 1) / model.block_size + Below(rng, 4);
+      options.kv_cache_memory =
+          blocks * model.block_size * model.kv_bytes_per_token * attention_workers;
     }
     return options;
   }
 
   static std::string Describe(const CellOptions& options, const SchedulerOptions& scheduler) {
-    return absl::StrCat(options.attention_workers, "x", options.expert_workers, " workers, ", options.threads,
-                        " threads, ", options.max_num_batched_tokens, " tokens a step, ", options.max_num_seqs,
-                        " sequences, ", options.kv_cache_memory, " bytes of KV, ",
+    return absl::StrCat(options.attention_workers, "x", options.expert_workers, " workers, ",
+                        options.threads, " threads, ", options.max_num_batched_tokens,
+                        " tokens a step, ", options.max_num_seqs, " sequences, ",
+                        options.kv_cache_memory, " bytes of KV, ",
                         options.placement ? "random" : "even", " placement, prefix cache ",
                         scheduler.enable_prefix_caching ? "on" : "off");
   }
@@ -152,7 +163,8 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
   no_cache.enable_prefix_caching = false;
   Cell alone(base_, no_cache);
   const ModelInfo model = alone.model();
-  const std::vector<Request> requests = RandomRequests(rng, 14, GetParam().long_prompt, model.vocab_size);
+  const std::vector<Request> requests =
+      RandomRequests(rng, 14, GetParam().long_prompt, model.vocab_size);
   std::vector<std::vector<std::string>> want;
   for (const Request& request : requests) want.push_back(BitsOf(alone.Run(request)));
   const SchedulerStats reference = alone.Stats();
@@ -191,8 +203,9 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
   EXPECT_GT(preemptions + cached_tokens, 0u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, BitsTest, testing::ValuesIn(AllParams()),
-                         [](const auto& info) { return info.param.fixture + "_" + info.param.isa; });
+INSTANTIATE_TEST_SUITE_P(Fixtures, BitsTest, testing::ValuesIn(AllParams()), [](const auto& info) {
+  return info.param.fixture + "_" + info.param.isa;
+});
 
 }  // namespace
 }  // namespace switchyard

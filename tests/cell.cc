@@ -88,7 +88,9 @@ class Cell::Client final : public WorkerClient {
  public:
   explicit Client(std::unique_ptr<LocalCell> workers) : workers_(std::move(workers)) {}
   int32_t num_attention_workers() const override { return workers_->num_attention_workers(); }
-  void Execute(int32_t worker, StepPlan plan) override { workers_->Execute(worker, std::move(plan)); }
+  void Execute(int32_t worker, StepPlan plan) override {
+    workers_->Execute(worker, std::move(plan));
+  }
   void SetResultCallback(std::function<void(StepResult)> on_result) override {
     workers_->SetResultCallback(std::move(on_result));
   }

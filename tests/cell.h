@@ -1,5 +1,6 @@
-// Cell: a whole serving cell in one process for tests: the scheduler over a model's workers. Requests go in as the server
-// would submit them; replies collect every event. A test owns the cell; Submit may be called from any thread.
+// Cell: a whole serving cell in one process for tests: the scheduler over a model's workers.
+// Requests go in as the server would submit them; replies collect every event. A test owns the
+// cell; Submit may be called from any thread.
 #pragma once
 
 #include <cstdint>

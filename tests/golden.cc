@@ -26,10 +26,12 @@ Golden ReadGolden(const std::string& dir) {
     to.first_row = from.at("first_row");
     to.num_rows = from.at("rows");
     SY_CHECK_EQ(to.greedy.size(), static_cast<size_t>(golden.decode_steps) + 1);
-    SY_CHECK_EQ(to.first_row + to.num_rows, static_cast<int32_t>(to.prompt.size()) + golden.decode_steps);
+    SY_CHECK_EQ(to.first_row + to.num_rows,
+                static_cast<int32_t>(to.prompt.size()) + golden.decode_steps);
     to.logits.resize(static_cast<size_t>(to.num_rows) * static_cast<size_t>(golden.vocab_size));
     floats.seekg(from.at("offset").get<int64_t>() * 4);
-    floats.read(reinterpret_cast<char*>(to.logits.data()), static_cast<std::streamsize>(to.logits.size() * 4));
+    floats.read(reinterpret_cast<char*>(to.logits.data()),
+                static_cast<std::streamsize>(to.logits.size() * 4));
     SY_CHECK(floats.good());
   }
   return golden;

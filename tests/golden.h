@@ -8,18 +8,21 @@
 
 namespace switchyard {
 
-// What transformers computed for one prompt, teacher-forced over prompt + greedy[0 … decode_steps - 1].
+// What transformers computed for one prompt, teacher-forced over prompt + greedy[0 … decode_steps -
+// 1].
 struct GoldenCase {
   std::string name;
   std::vector<int32_t> prompt;
   std::vector<int32_t> greedy;  // [decode_steps + 1]
   int32_t first_row = 0;
   int32_t num_rows = 0;
-  std::vector<float> logits;  // [num_rows, vocab_size]: row r holds the logits after position first_row + r
+  std::vector<float>
+      logits;  // [num_rows, vocab_size]: row r holds the logits after position first_row + r
 
   std::span<const float> Row(int32_t position, int32_t vocab_size) const {
-    return std::span(logits).subspan(static_cast<size_t>(position - first_row) * static_cast<size_t>(vocab_size),
-                                     static_cast<size_t>(vocab_size));
+    return std::span(logits).subspan(
+        static_cast<size_t>(position - first_row) * static_cast<size_t>(vocab_size),
+        static_cast<size_t>(vocab_size));
   }
 };
 

@@ -1,8 +1,11 @@
-// Every family's fixture against what transformers computed: float32 logits within 1e-4 of the largest, over prefill and
-// 16 decode steps, and equal greedy tokens.
+// Every family's fixture against what transformers computed: float32 logits within 1e-4 of the
+// largest, over prefill and 16 decode steps, and equal greedy tokens.
 //
-// The scheduler never carries logits. With num_logprobs = vocab_size it carries all log-probabilities of a row, which are
-// the logits less one number per row, their log-sum-exp; the test adds the golden row's.
+// The scheduler never carries logits. With num_logprobs = vocab_size it carries all
+// log-probabilities of a row, which are the logits less one number per row, their log-sum-exp; the
+// test adds the golden row's.
+#include "tests/golden.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,7 +14,6 @@
 
 #include "kernels/backend.h"
 #include "tests/cell.h"
-#include "tests/golden.h"
 
 namespace switchyard {
 namespace {
@@ -29,7 +31,8 @@ double MaxDifference(const TokenLogprob& got, std::span<const float> want) {
   const double shift = LogSumExp(want);
   double worst = 0;
   for (const auto& [token, logprob] : got.top) {
-    worst = std::max(worst, std::abs(static_cast<double>(logprob) + shift - want[static_cast<size_t>(token)]));
+    worst = std::max(
+        worst, std::abs(static_cast<double>(logprob) + shift - want[static_cast<size_t>(token)]));
   }
   return worst;
 }
@@ -50,13 +53,16 @@ struct GoldenParam {
   std::string fixture;
   std::string isa;
 };
-void PrintTo(const GoldenParam& param, std::ostream* out) { *out << param.fixture << "/" << param.isa; }
+void PrintTo(const GoldenParam& param, std::ostream* out) {
+  *out << param.fixture << "/" << param.isa;
+}
 
 std::vector<GoldenParam> AllParams() {
   std::vector<GoldenParam> params;
   for (const std::string& isa : CpuIsaPaths()) {
-    for (const char* fixture : {"qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "qwen3_moe_tied_bf16", "rope_linear",
-                                "rope_yarn", "rope_llama3", "rope_dynamic", "norm_topk_prob_false"}) {
+    for (const char* fixture :
+         {"qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "qwen3_moe_tied_bf16", "rope_linear",
+          "rope_yarn", "rope_llama3", "rope_dynamic", "norm_topk_prob_false"}) {
       params.push_back({fixture, isa});
     }
   }
@@ -85,23 +91,27 @@ TEST_P(GoldenTest, LogitsAndGreedyTokensAreThoseOfTransformers) {
     const double bound = 1e-4 * largest;
     double worst = 0;
     const auto compare = [&](const TokenLogprob& got, int32_t position) {
-      if (position >= c.first_row) worst = std::max(worst, MaxDifference(got, c.Row(position, golden.vocab_size)));
+      if (position >= c.first_row)
+        worst = std::max(worst, MaxDifference(got, c.Row(position, golden.vocab_size)));
     };
     const auto num_prompt = static_cast<int32_t>(c.prompt.size());
 
     // Prefill in one chunk, then real decode steps.
-    const ChoiceReply reply = cell.Run(AllLogprobs(c.prompt, golden.decode_steps + 1, golden.vocab_size))[0];
+    const ChoiceReply reply =
+        cell.Run(AllLogprobs(c.prompt, golden.decode_steps + 1, golden.vocab_size))[0];
     ASSERT_TRUE(reply.error.ok()) << reply.error;
     EXPECT_EQ(reply.tokens, c.greedy) << c.name;
     ASSERT_EQ(reply.prompt_logprobs.size(), c.prompt.size() - 1);
     ASSERT_EQ(reply.logprobs.size(), c.greedy.size());
     for (int32_t p = 0; p + 1 < num_prompt; ++p) {
-      ASSERT_EQ(reply.prompt_logprobs[static_cast<size_t>(p)].token, c.prompt[static_cast<size_t>(p) + 1]);
+      ASSERT_EQ(reply.prompt_logprobs[static_cast<size_t>(p)].token,
+                c.prompt[static_cast<size_t>(p) + 1]);
       compare(reply.prompt_logprobs[static_cast<size_t>(p)], p);
     }
     for (size_t i = 0; i < reply.logprobs.size(); ++i) {
       // A wrong token would feed other inputs than the golden's.
-      if (reply.tokens == c.greedy) compare(reply.logprobs[i], num_prompt - 1 + static_cast<int32_t>(i));
+      if (reply.tokens == c.greedy)
+        compare(reply.logprobs[i], num_prompt - 1 + static_cast<int32_t>(i));
     }
 
     // The same rows again, teacher-forced, each token in a step of its own: equal bits.
@@ -113,18 +123,22 @@ TEST_P(GoldenTest, LogitsAndGreedyTokensAreThoseOfTransformers) {
     for (size_t p = 0; p < single.prompt_logprobs.size(); ++p) {
       compare(single.prompt_logprobs[p], static_cast<int32_t>(p));
       const bool prompt = p < reply.prompt_logprobs.size();
-      const TokenLogprob& same = prompt ? reply.prompt_logprobs[p] : reply.logprobs[p - reply.prompt_logprobs.size()];
+      const TokenLogprob& same =
+          prompt ? reply.prompt_logprobs[p] : reply.logprobs[p - reply.prompt_logprobs.size()];
       EXPECT_EQ(single.prompt_logprobs[p].top, same.top) << "position " << p;
     }
     EXPECT_EQ(single.tokens, std::vector<int32_t>{c.greedy.back()});
 
     EXPECT_LE(worst, bound) << c.name;
-    std::cout << c.name << ": largest difference " << worst << " = " << worst / largest << " of max |logit|\n";
+    std::cout << c.name << ": largest difference " << worst << " = " << worst / largest
+              << " of max |logit|\n";
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, GoldenTest, testing::ValuesIn(AllParams()),
-                         [](const auto& info) { return info.param.fixture + "_" + info.param.isa; });
+                         [](const auto& info) {
+                           return info.param.fixture + "_" + info.param.isa;
+                         });
 
 }  // namespace
 }  // namespace switchyard

@@ -1,4 +1,5 @@
-// Single scenarios through scheduler and workers: what bits_test.cc meets by chance happens here for certain.
+// Single scenarios through scheduler and workers: what bits_test.cc meets by chance happens here
+// for certain.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,7 +22,8 @@ CellOptions Workers(int attention_workers, int expert_workers) {
   return options;
 }
 
-Request MakeRequest(std::mt19937& rng, int32_t prompt_tokens, int32_t max_tokens, float temperature) {
+Request MakeRequest(std::mt19937& rng, int32_t prompt_tokens, int32_t max_tokens,
+                    float temperature) {
   SamplingParams sampling;
   sampling.temperature = temperature;
   sampling.seed = rng();
@@ -55,7 +57,8 @@ TEST(Scenario, CancelledRequestsLeaveTheOthersAlone) {
     if (i > 0) doomed[i].reply->WaitForTokens(0, static_cast<size_t>(Below(rng, 20)));
     cell.Cancel(doomed[i].id);
   }
-  for (size_t i = 0; i < running.size(); ++i) EXPECT_EQ(running[i].reply->Wait()[0].Bits(), want[i]) << i;
+  for (size_t i = 0; i < running.size(); ++i)
+    EXPECT_EQ(running[i].reply->Wait()[0].Bits(), want[i]) << i;
   cell.Drain();
   EXPECT_EQ(cell.Stats().kv_usage, 0);
   for (const Cell::Submitted& submitted : doomed) {
@@ -79,7 +82,8 @@ TEST(Scenario, EachOfNChoicesIsTheRequestWithThatChoiceAlone) {
     single.choices = {request.choices[choice]};
     EXPECT_EQ(alone.Run(single)[0].Bits(), together[choice].Bits()) << "choice " << choice;
     for (size_t other = 0; other < choice; ++other) {
-      EXPECT_NE(together[choice].tokens, together[other].tokens) << "same seed, other random numbers";
+      EXPECT_NE(together[choice].tokens, together[other].tokens)
+          << "same seed, other random numbers";
     }
   }
 }
@@ -119,7 +123,8 @@ TEST(Scenario, APrefixCacheHitGivesTheSameBits) {
 TEST(Scenario, PreemptedSequencesGiveTheSameBits) {
   std::mt19937 rng = SeededRng();
   std::vector<Request> requests;
-  for (int i = 0; i < 8; ++i) requests.push_back(MakeRequest(rng, 30 + Below(rng, 40), 60, i % 2 == 0 ? 0.0f : 1.2f));
+  for (int i = 0; i < 8; ++i)
+    requests.push_back(MakeRequest(rng, 30 + Below(rng, 40), 60, i % 2 == 0 ? 0.0f : 1.2f));
   CellOptions options = Workers(1, 2);
   options.max_model_len = 160;
   std::vector<std::string> want;
@@ -134,7 +139,8 @@ TEST(Scenario, PreemptedSequencesGiveTheSameBits) {
   Cell tight(options);
   std::vector<Cell::Submitted> running;
   for (const Request& request : requests) running.push_back(*tight.Submit(request));
-  for (size_t i = 0; i < running.size(); ++i) EXPECT_EQ(running[i].reply->Wait()[0].Bits(), want[i]) << i;
+  for (size_t i = 0; i < running.size(); ++i)
+    EXPECT_EQ(running[i].reply->Wait()[0].Bits(), want[i]) << i;
   EXPECT_GT(tight.Stats().preemptions, 0u);
   std::cout << tight.Stats().preemptions << " preemptions\n";
 }
