@@ -164,7 +164,7 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
   Cell alone(base_, no_cache);
   const ModelInfo model = alone.model();
   const std::vector<Request> requests =
-      RandomRequests(rng, 14, GetParam().long_prompt, model.vocab_size);
+      RandomRequests(rng, 10, GetParam().long_prompt, model.vocab_size);
   std::vector<std::vector<std::string>> want;
   for (const Request& request : requests) want.push_back(BitsOf(alone.Run(request)));
   const SchedulerStats reference = alone.Stats();
@@ -172,7 +172,7 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
 
   uint64_t preemptions = 0, cached_tokens = 0;
   const std::pair<int, int> shapes[] = {{1, 1}, {1, 4}, {2, 3}};
-  for (int trial = 0; trial < 9; ++trial) {
+  for (int trial = 0; trial < 6; ++trial) {
     const auto [attention_workers, expert_workers] = shapes[trial % 3];
     const CellOptions options = RandomOptions(rng, attention_workers, expert_workers, model);
     SchedulerOptions scheduler;
