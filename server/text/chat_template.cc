@@ -103,6 +103,18 @@ void ParseToolArguments(nlohmann::ordered_json* message) {
   }
 }
 
+// Returns whether there was any.
+bool NullContentToEmpty(nlohmann::ordered_json* messages) {
+  bool found = false;
+  for (auto& message : *messages) {
+    const auto content = message.find("content");
+    if (content == message.end() || !content->is_null()) continue;
+    *content = "";
+    found = true;
+  }
+  return found;
+}
+
 // Cuts `prompt` behind the last appearance of the last message's content.
 absl::StatusOr<Str> CutBehindFinalMessage(const Str& prompt,
                                           const nlohmann::ordered_json& messages) {
@@ -210,7 +222,15 @@ absl::StatusOr<std::vector<TextSegment>> ChatTemplate::Render(const ChatPrompt& 
   const bool for_tools =
       prompt.tools.is_array() && !prompt.tools.empty() && by_name_.count("tool_use") > 0;
   const jinja::Template& chosen = *by_name_.at(for_tools ? "tool_use" : "default");
-  auto text = chosen.Render(std::move(variables), prompt.now_unix_seconds, jinja::Limits());
+  auto text = chosen.Render(variables, prompt.now_unix_seconds, jinja::Limits());
+  if (!text.ok() && NullContentToEmpty(&messages)) {
+    // Clients send content: null beside tool calls. Some templates ask for exactly that, others
+    // cannot take it.
+    SY_TRY(Value without_null, Value::FromJson(messages));
+    set("messages", std::move(without_null));
+    auto again = chosen.Render(variables, prompt.now_unix_seconds, jinja::Limits());
+    if (again.ok()) text = std::move(again);
+  }
   if (!text.ok()) return Invalid("chat template: ", std::string(text.status().message()));
   if (!prompt.continue_final_message) return text->Segments();
   SY_TRY(const Str cut, CutBehindFinalMessage(*text, messages));

@@ -32,9 +32,9 @@ struct ChatPrompt {
   // Array of {role, content, …}. `content`: a string, null, or a list of {"type": "text", "text":
   // …} parts, which are joined by newlines. tool_calls[].function.arguments that spell a JSON
   // object are given to the template as one.
-  nlohmann::ordered_json messages;
-  nlohmann::ordered_json tools;   // array, or null for none
-  nlohmann::ordered_json kwargs;  // chat_template_kwargs: an object, or null
+  nlohmann::ordered_json messages = nullptr;
+  nlohmann::ordered_json tools = nullptr;   // array, or null for none
+  nlohmann::ordered_json kwargs = nullptr;  // chat_template_kwargs: an object, or null
   bool add_generation_prompt = true;
   bool continue_final_message = false;  // the prompt ends with the last message's content
   int64_t now_unix_seconds = 0;         // what strftime_now() shows, in UTC
