@@ -121,9 +121,15 @@ TEST_P(AttentionTest, ChunksAndDecodeGiveTheBitsOfTheWhole) {
         const Guarded want(act, {positions, heads * 24});
         const Cache whole(*one.backend, random, ShapeOf(c, 3), positions);
         Step(*one.backend, c, in, whole, 0, positions, want.t());
+        const std::vector<int64_t> chunks = {1, 3, 16, 100, 256, 300};
         for (int threads : {1, 2, 5}) {
           const PooledBackend backend = MakeBackend(GetParam(), threads);
-          for (int64_t chunk : {1, 3, 16, 100, 256, 300}) {
+          for (size_t i = 0; i < chunks.size(); ++i) {
+            const int64_t chunk = chunks[i];
+            // The long context once per chunk size, the thread counts in turn.
+            if (positions > 300 &&
+                std::vector<int>{1, 2, 5}[(i + static_cast<size_t>(heads)) % 3] != threads)
+              continue;
             Case other = c;
             other.block_size = chunk == 3 ? 4 : 16;  // the block size changes no bits either
             const Cache cache(*backend.backend, random, ShapeOf(other, 5), positions);

@@ -10,6 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 
+// Functions here are used by files of every path: always inlined, so that no path's copy is ever
+// linked for another.
+#define SY_SHARED [[gnu::always_inline]] inline
+
 namespace switchyard::cpu {
 
 constexpr int64_t kPanelColumns = 16;
@@ -17,14 +21,16 @@ constexpr int kAttentionSplit = 256;  // absolute positions per split: a numeric
 // An item's rows * panels of 16 partial sums stay below this.
 constexpr int64_t kMaxItemTiles = 768;
 
-constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
-constexpr size_t PanelBytes(int64_t k, bool bf16) {
+SY_SHARED constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
+SY_SHARED constexpr size_t PanelBytes(int64_t k, bool bf16) {
   return bf16 ? static_cast<size_t>((k + 1) / 2) * 64 : static_cast<size_t>(k) * 64;
 }
 
 // A group of rows is cut into NumBlocks() blocks of almost equal size, at most max_rows each.
-constexpr int64_t NumBlocks(int64_t rows, int max_rows) { return (rows + max_rows - 1) / max_rows; }
-constexpr int64_t BlockBegin(int64_t rows, int64_t num_blocks, int64_t block) {
+SY_SHARED constexpr int64_t NumBlocks(int64_t rows, int max_rows) {
+  return (rows + max_rows - 1) / max_rows;
+}
+SY_SHARED constexpr int64_t BlockBegin(int64_t rows, int64_t num_blocks, int64_t block) {
   return rows * block / num_blocks;
 }
 
@@ -80,9 +86,9 @@ struct AttentionItem {
   float* state = nullptr;    // [queries][AttentionStateFloats]: accumulator, max, sum
   float* scratch = nullptr;  // the same size
 };
-constexpr int64_t AttentionStateFloats(int64_t head_dim) { return head_dim + 2; }
+SY_SHARED constexpr int64_t AttentionStateFloats(int64_t head_dim) { return head_dim + 2; }
 // The first row of an item that sees a split.
-constexpr int64_t FirstRowOfSplit(int64_t start_position, int64_t split) {
+SY_SHARED constexpr int64_t FirstRowOfSplit(int64_t start_position, int64_t split) {
   const int64_t row = split * kAttentionSplit - start_position;
   return row > 0 ? row : 0;
 }

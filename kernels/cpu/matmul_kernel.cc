@@ -113,20 +113,6 @@ size_t XRowBytes(int64_t k, bool bf16) {
   return static_cast<size_t>(bf16 ? (k + 1) / 2 * kXPerPair : k) * 4;
 }
 
-// A panel's k pairs [0, pairs) as float32 [k][16]. Where there is no dot product, several blocks of
-// rows share the conversion; the tile's order of additions is the same.
-void WidenPanel([[maybe_unused]] const std::byte* panel, [[maybe_unused]] int64_t pairs,
-                [[maybe_unused]] float* out) {
-#if !defined(SY_CPU_AVX512)
-  const uint16_t* w = reinterpret_cast<const uint16_t*>(panel);
-  for (int64_t i = 0; i < pairs; ++i, w += 2 * kLanes, out += 2 * kLanes) {
-    Prefetch(reinterpret_cast<const std::byte*>(w) + kPrefetchBytes);
-    Store(out, LoadPairEven(w));
-    Store(out + kLanes, LoadPairOdd(w));
-  }
-#endif
-}
-
 // An item's geometry, worked out once.
 struct ItemShape {
   explicit ItemShape(const MatmulItem& item)
@@ -134,7 +120,6 @@ struct ItemShape {
         first_row(cpu::BlockBegin(item.rows, num_blocks, item.block_begin)),
         rows(cpu::BlockBegin(item.rows, num_blocks, item.block_end) - first_row),
         one_block(item.block_end - item.block_begin == 1),
-        widen(item.bf16 && !kHasBf16Dot && !one_block),
         panel_bytes(cpu::PanelBytes(item.k, item.bf16)),
         row_bytes(XRowBytes(item.k, item.bf16)),
         steps(item.bf16 ? (item.k + 1) / 2 : item.k),
@@ -143,7 +128,6 @@ struct ItemShape {
   int64_t first_row;   // of the item, in the group
   int64_t rows;        // of the item
   bool one_block;      // of the item
-  bool widen;
   size_t panel_bytes;
   size_t row_bytes;
   int64_t steps;    // along k: elements (float32) or pairs (bfloat16)
@@ -158,26 +142,21 @@ void RunTile(const MatmulItem& item, const ItemShape& shape, int64_t block, Tile
   const std::byte* x =
       static_cast<const std::byte*>(item.x) + static_cast<size_t>(row) * shape.row_bytes;
   a.x = reinterpret_cast<const uint32_t*>(x) + k0 * shape.x_words * rows;
-  a.k = shape.widen ? 2 * num_steps : num_steps;
+  a.k = num_steps;
   a.sums += (row - shape.first_row) * kLanes;
   a.first = k0 == 0;
-  kTiles[item.bf16 && !shape.widen][rows - 1][log_panels](a);
+  kTiles[item.bf16][rows - 1][log_panels](a);
 }
 
 // Steps [k0, k0 + num_steps) of all blocks and 2^log_panels panels.
 void RunPanels(const MatmulItem& item, const ItemShape& shape, int64_t panel, int log_panels,
                int64_t k0, int64_t num_steps, float* sums) {
-  alignas(64) float wide[kBlockSteps * kLanes];
   TileArgs a{};
   a.w = static_cast<const std::byte*>(item.w) + static_cast<size_t>(panel) * shape.panel_bytes +
         static_cast<size_t>(k0) * 64;
   a.panel_bytes = shape.panel_bytes;
   a.panel_stride = shape.rows * kLanes;
   a.sums = sums + (panel - item.panel_begin) * a.panel_stride;
-  if (shape.widen) {
-    WidenPanel(a.w, num_steps, wide);
-    a.w = reinterpret_cast<const std::byte*>(wide);
-  }
   for (int64_t b = item.block_begin; b < item.block_end; ++b)
     RunTile(item, shape, b, a, k0, num_steps, log_panels);
 }
@@ -188,15 +167,13 @@ void Accumulate(const MatmulItem& item, float* sums) {
   // A block's tiles take as many panels as those of the largest block; smaller ones could take
   // more.
   const int max_rows = static_cast<int>((item.rows + shape.num_blocks - 1) / shape.num_blocks);
-  const int64_t max_panels = shape.widen ? 1 : PanelsFor(max_rows);
+  const int64_t max_panels = PanelsFor(max_rows);
   const auto log_panels = [&](int64_t panel) {
     const int64_t left = item.panel_end - panel;
     return max_panels >= 4 && left >= 4 ? 2 : max_panels >= 2 && left >= 2 ? 1 : 0;
   };
   // With one block of rows the weights are read once anyway: no K blocks.
-  const int64_t block_steps = shape.one_block ? shape.steps
-                              : shape.widen   ? kBlockSteps / 2
-                                              : kBlockSteps;
+  const int64_t block_steps = shape.one_block ? shape.steps : kBlockSteps;
   const auto count = [&](int64_t k0) {
     return shape.steps - k0 < block_steps ? shape.steps - k0 : block_steps;
   };
