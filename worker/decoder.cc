@@ -59,6 +59,17 @@ Decoder::Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeigh
   expert_counts_.resize(static_cast<size_t>(max_rows_));
 }
 
+int64_t Decoder::WorkspaceBytes(const ModelConfig& config, DType act, int32_t max_rows) {
+  const AttentionConfig& a = config.attention;
+  const int64_t act_size = static_cast<int64_t>(DTypeSize(act));
+  const int64_t f32 =
+      4 * (2 * config.hidden_size + (a.num_heads + 2 * a.num_kv_heads) * a.head_dim +
+           config.moe.routing.num_experts + 2 * config.moe.routing.top_k + 2);
+  const int64_t activations = act_size * (2 * config.hidden_size + a.num_heads * a.head_dim);
+  const int64_t logits_row = config.hidden_size * (4 + act_size) + 4 * config.vocab_size;
+  return max_rows * (f32 + activations) + kMaxLogitsRows * logits_row;
+}
+
 absl::Status Decoder::Forward(const StepHeader& step, const DecoderBatch& batch) {
   const int64_t rows = batch.num_rows();
   SY_CHECK(rows >= 1 && rows <= max_rows_);

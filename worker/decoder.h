@@ -38,6 +38,9 @@ class Decoder {
   Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeights> weights,
           int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange);
 
+  // Bytes of its work space.
+  static int64_t WorkspaceBytes(const ModelConfig& config, DType act, int32_t max_rows);
+
   // Runs all layers. REQUIRES: 1 <= num_rows <= max_rows. Errors are those of the exchange.
   absl::Status Forward(const StepHeader& step, const DecoderBatch& batch);
   // Final norm and lm_head of some rows of the last Forward: [rows.size(), vocab] float32, valid

@@ -57,6 +57,12 @@ ExpertWorker::~ExpertWorker() {
   thread_.join();
 }
 
+int64_t ExpertWorker::BufferBytes(const ExchangeShape& shape, const CellRanks& ranks) {
+  return (2 * MaxCopies(shape) + MaxCombineRows(shape, ranks.num_attention)) * shape.row_bytes +
+         ranks.num_attention *
+             static_cast<int64_t>(MaxDispatchBytes(shape) + MaxCountsBytes(shape));
+}
+
 void ExpertWorker::Execute(StepHeader step) {
   MutexLock lock(mu_);
   SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);

@@ -44,6 +44,8 @@ class ExpertWorker {
   // REQUIRES: its communicator was aborted or no step runs.
   ~ExpertWorker();
 
+  static int64_t BufferBytes(const ExchangeShape& shape, const CellRanks& ranks);
+
   void Execute(StepHeader step);
 
  private:

@@ -49,6 +49,13 @@ int64_t KvBytesPerBlock(const ModelConfig& config, DType dtype, const ComputeBac
 }
 
 absl::StatusOr<int32_t> PlanKvBlocks(const KvBudget& budget) {
+  if (budget.requested_bytes > budget.available_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "KV cache: ", budget.requested_bytes, " bytes (", Gib(budget.requested_bytes),
+        ") were asked for, but weights and buffers leave ",
+        std::max<int64_t>(0, budget.available_bytes), " bytes (",
+        Gib(std::max<int64_t>(0, budget.available_bytes)), ") of the available memory"));
+  }
   const int64_t blocks_per_sequence = (budget.max_model_len + kKvBlockSize - 1) / kKvBlockSize;
   const int64_t useful = blocks_per_sequence * budget.max_num_seqs;  // more would never be used
   const int64_t bytes =

@@ -19,6 +19,7 @@ namespace {
 constexpr int kMaxWorkers = 256;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxBatchedTokens = 1 << 20;
+constexpr int64_t kMaxCopies = 1 << 30;  // rows of an exchange are numbered in int32
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
@@ -85,7 +86,16 @@ struct LocalCell::Parts {
 
   absl::Status MakeBackends(const CellOptions& options);
   absl::Status ChoosePlacement(const CellOptions& options);
+  ExchangeShape Shape(const CellOptions& options) const;
 };
+
+ExchangeShape LocalCell::Parts::Shape(const CellOptions& options) const {
+  return {.row_bytes =
+              static_cast<int32_t>(config.hidden_size * static_cast<int64_t>(DTypeSize(dtype))),
+          .num_experts = config.moe.routing.num_experts,
+          .top_k = config.moe.routing.top_k,
+          .max_rows = options.max_num_batched_tokens};
+}
 
 absl::Status LocalCell::Parts::MakeBackends(const CellOptions& options) {
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -131,10 +141,7 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
   parts->max_model_len = *max_model_len;
   if (absl::Status status = parts->ChoosePlacement(options); !status.ok()) return status;
   if (absl::Status status = parts->MakeBackends(options); !status.ok()) return status;
-  // Too little memory asked for KV is an error before the long part.
-  if (options.kv_cache_memory > 0) {
-    if (absl::Status status = PlanMemory(options, parts); !status.ok()) return status;
-  }
+  if (absl::Status status = PlanMemory(options, parts); !status.ok()) return status;
 
   int64_t total = AttentionBytes(*checkpoint, parts->config);
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
@@ -156,14 +163,38 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
 }
 
 absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
-  parts->kv_bytes_per_block =
-      KvBytesPerBlock(parts->config, parts->dtype, *parts->backends.front());
-  const absl::StatusOr<int32_t> blocks = PlanKvBlocks({.requested_bytes = options.kv_cache_memory,
-                                                       .available_bytes = AvailableMemoryBytes(),
-                                                       .bytes_per_block = parts->kv_bytes_per_block,
-                                                       .max_model_len = parts->max_model_len,
-                                                       .max_num_seqs = options.max_num_seqs,
-                                                       .num_workers = parts->ranks.num_attention});
+  const ModelConfig& config = parts->config;
+  const CellRanks& ranks = parts->ranks;
+  if (int64_t{options.max_num_batched_tokens} * config.moe.routing.top_k > kMaxCopies) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_num_batched_tokens ", options.max_num_batched_tokens, " x top ",
+                     config.moe.routing.top_k, " experts exceeds ", kMaxCopies));
+  }
+  const ExchangeShape shape = parts->Shape(options);
+  int64_t weights = AttentionMemoryBytes(config, parts->dtype, parts->max_model_len);
+  for (int32_t e = 0; e < ranks.num_experts; ++e) {
+    weights += ExpertMemoryBytes(config, parts->dtype, *parts->placement, e);
+  }
+  const int64_t buffers =
+      ranks.num_attention *
+          (Decoder::WorkspaceBytes(config, parts->dtype, options.max_num_batched_tokens) +
+           MoeExchange::BufferBytes(shape, ranks)) +
+      ranks.num_experts * ExpertWorker::BufferBytes(shape, ranks);
+  const int64_t available = AvailableMemoryBytes();
+  if (weights + buffers > available) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("weights of ", weights, " bytes and buffers of ", buffers, " bytes (for ",
+                     options.max_num_batched_tokens, " rows a step) take ", weights + buffers,
+                     " bytes, but ", available, " bytes of memory are available"));
+  }
+  parts->kv_bytes_per_block = KvBytesPerBlock(config, parts->dtype, *parts->backends.front());
+  const absl::StatusOr<int32_t> blocks =
+      PlanKvBlocks({.requested_bytes = options.kv_cache_memory,
+                    .available_bytes = available - weights - buffers,
+                    .bytes_per_block = parts->kv_bytes_per_block,
+                    .max_model_len = parts->max_model_len,
+                    .max_num_seqs = options.max_num_seqs,
+                    .num_workers = ranks.num_attention});
   if (!blocks.ok()) return blocks.status();
   parts->num_kv_blocks = *blocks;
   return absl::OkStatus();
@@ -174,7 +205,6 @@ absl::StatusOr<std::unique_ptr<LocalCell>> LocalCell::Create(const CellOptions& 
   Parts parts;
   parts.ranks = {.num_attention = options.attention_workers, .num_experts = options.expert_workers};
   if (absl::Status status = Load(options, &parts); !status.ok()) return status;
-  if (absl::Status status = PlanMemory(options, &parts); !status.ok()) return status;
   // The constructor is private, so make_unique cannot reach it.
   std::unique_ptr<LocalCell> cell(new LocalCell());
   const ModelConfig& config = parts.config;
@@ -202,11 +232,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   communicators_ =
       MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
   const int64_t hidden = parts->config.hidden_size;
-  const ExchangeShape shape{
-      .row_bytes = static_cast<int32_t>(hidden * static_cast<int64_t>(DTypeSize(parts->dtype))),
-      .num_experts = info_.num_experts,
-      .top_k = info_.top_k,
-      .max_rows = options.max_num_batched_tokens};
+  const ExchangeShape shape = parts->Shape(options);
   const auto fail = [this](const absl::Status& reason) { Fail(reason); };
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     const size_t rank = static_cast<size_t>(parts->ranks.OfExpert(e));
@@ -255,8 +281,12 @@ void LocalCell::Execute(int worker, StepPlan plan) {
   if (!any_step_ || plan.header.step != last_step_) {
     any_step_ = true;
     last_step_ = plan.header.step;
+    sent_.assign(attention_.size(), 0);
     for (const std::unique_ptr<ExpertWorker>& expert : experts_) expert->Execute(plan.header);
   }
+  // A second plan of one step would wait for experts that were never told.
+  SY_CHECK_EQ(static_cast<int>(sent_[static_cast<size_t>(worker)]), 0);
+  sent_[static_cast<size_t>(worker)] = 1;
   attention_[static_cast<size_t>(worker)]->Execute(std::move(plan));
 }
 

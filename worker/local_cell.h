@@ -33,7 +33,7 @@ struct CellOptions {
   std::string isa = "auto";     // of the CPU back end: "auto", "avx512", "avx2", "portable"
   int max_model_len = 0;        // tokens; 0: max_position_embeddings
   int64_t kv_cache_memory = 0;  // bytes for all attention workers; 0: what the sequences can use,
-                                // at most half of the memory that is available after loading
+                                // at most half of what weights and buffers leave of the memory
   int max_num_seqs = 256;       // bounds the default of kv_cache_memory
   int max_num_batched_tokens = 2048;  // rows of a step over all participants; sizes all buffers
   std::shared_ptr<const ExpertPlacement> placement;           // null: even, without replicas
@@ -73,8 +73,11 @@ class LocalCell {
   std::vector<std::unique_ptr<Communicator>> communicators_;
   ModelInfo info_;
   std::function<void(StepResult)> on_result_;
-  uint64_t last_step_ = 0;  // caller of Execute only
-  bool any_step_ = false;   // caller of Execute only
+  // Caller of Execute only: the newest step, and the attention workers that have its plan.
+  bool any_step_ = false;
+  uint64_t last_step_ = 0;
+  std::vector<uint8_t> sent_;
+  // Constant after Create.
   std::vector<std::unique_ptr<AttentionWorker>> attention_;
   std::vector<std::unique_ptr<ExpertWorker>> experts_;
 };

@@ -2,12 +2,14 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/safetensors.h"
 #include "worker/test_driver.h"
 
 namespace switchyard {
@@ -101,9 +103,8 @@ std::shared_ptr<const ExpertPlacement> RandomPlacement(const ModelInfo& model, i
 }
 
 // All cases at once, in random chunks and on random workers.
-std::vector<TestOutput> RunMixed(LocalCell* cell, const std::vector<Case>& cases,
-                                 std::mt19937& random) {
-  TestDriver driver(cell);
+std::vector<TestOutput> RunMixed(LocalCell* cell, TestDriver& driver,
+                                 const std::vector<Case>& cases, std::mt19937& random) {
   std::vector<SequenceId> ids;
   for (const Case& c : cases) {
     ids.push_back(driver.Add(
@@ -142,17 +143,15 @@ TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
   ASSERT_NE(reference, nullptr);
   const std::vector<Case> cases = RandomCases(9, reference->model_info(), random);
   std::vector<TestOutput> expected;
-  {
-    TestDriver driver(reference.get());
-    for (const Case& c : cases)
-      expected.push_back(driver.Generate(c.prompt, c.sampling, c.num_tokens, 256));
-  }
-  const auto compare = [&](LocalCell* cell, const std::string& what) {
-    const std::vector<TestOutput> got = RunMixed(cell, cases, random);
+  TestDriver alone(reference.get());
+  for (const Case& c : cases)
+    expected.push_back(alone.Generate(c.prompt, c.sampling, c.num_tokens, 256));
+  const auto compare = [&](LocalCell* cell, TestDriver& driver, const std::string& what) {
+    const std::vector<TestOutput> got = RunMixed(cell, driver, cases, random);
     for (size_t i = 0; i < cases.size(); ++i)
       ExpectSameBits(expected[i], got[i], absl::StrCat(what, " case ", i));
   };
-  compare(reference.get(), "1x1 batched");
+  compare(reference.get(), alone, "1x1 batched");
   for (const auto& [attention, experts, threads] : {std::array{1, 4, 1}, {2, 3, 2}, {3, 2, 4}}) {
     options.attention_workers = attention;
     options.expert_workers = experts;
@@ -161,7 +160,8 @@ TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
     if (experts != 4) options.placement = RandomPlacement(reference->model_info(), experts, random);
     std::unique_ptr<LocalCell> cell = MakeCell(options);
     ASSERT_NE(cell, nullptr);
-    compare(cell.get(), absl::StrCat(attention, "x", experts));
+    TestDriver driver(cell.get());
+    compare(cell.get(), driver, absl::StrCat(attention, "x", experts));
   }
 }
 
@@ -267,6 +267,58 @@ TEST(LocalCellTest, PromptLogprobsOfTheWholeVocabulary) {
     sum += std::exp(static_cast<double>(logprob));
   EXPECT_NEAR(sum, 1.0, 1e-5);
   EXPECT_EQ(out.prompt_logprobs[0].token, 2);
+}
+
+// A checkpoint in which one token's embedding is NaN.
+TEST(LocalCellTest, NonFiniteLogitsFailOnlyTheirSequence) {
+  const CellOptions good = Options("mixtral");
+  const std::string dir = absl::StrCat(testing::TempDir(), "/nan_model");
+  std::filesystem::remove_all(dir);
+  std::filesystem::copy(good.model_dir, dir);
+  {
+    const std::string path = dir + "/model.safetensors";
+    const auto file = SafetensorsFile::Open(path);
+    ASSERT_TRUE(file.ok()) << file.status();
+    const StoredTensor embedding = (*file)->tensors().at("model.embed_tokens.weight");
+    std::fstream bytes(path, std::ios::in | std::ios::out | std::ios::binary);
+    bytes.seekp(static_cast<std::streamoff>(embedding.begin +
+                                            7 * static_cast<uint64_t>(embedding.shape[1]) * 4));
+    const float nan = std::nanf("");
+    bytes.write(reinterpret_cast<const char*>(&nan), 4);
+  }
+  CellOptions options = good;
+  options.model_dir = dir;
+  const std::unique_ptr<LocalCell> cell = MakeCell(options);
+  ASSERT_NE(cell, nullptr);
+  SamplingParams sampling;
+  sampling.temperature = 0.0f;
+  sampling.num_logprobs = 1;
+  sampling.num_prompt_logprobs = 0;
+  TestDriver driver(cell.get());
+  const TestOutput expected = driver.Generate({1, 2, 3}, sampling, 1);
+  const SequenceId healthy = driver.Add(0, {1, 2, 3}, sampling);
+  const SequenceId sick = driver.Add(0, {1, 7, 3}, sampling);
+  driver.Plan(sick, 3);
+  driver.Plan(healthy, 3);
+  ASSERT_EQ(driver.Step(), "");
+  EXPECT_FALSE(driver.output(sick).finite);
+  EXPECT_TRUE(driver.output(sick).tokens.empty());
+  EXPECT_TRUE(driver.output(healthy).finite);
+  ExpectSameBits(driver.output(healthy), expected, "beside a sick sequence");
+  std::filesystem::remove_all(dir);
+}
+
+TEST(LocalCellTest, TooLittleMemoryIsAnErrorAtStart) {
+  CellOptions options = Options("qwen3_moe");
+  options.kv_cache_memory = int64_t{1} << 50;
+  EXPECT_THAT(std::string(LocalCell::Create(options).status().message()),
+              HasSubstr("1125899906842624 bytes"));
+  options = Options("qwen3_moe");
+  options.attention_workers = 200;
+  options.expert_workers = 200;
+  options.max_num_batched_tokens = 1 << 20;
+  EXPECT_THAT(std::string(LocalCell::Create(options).status().message()),
+              HasSubstr("1048576 rows a step"));
 }
 
 TEST(LocalCellTest, DestructionEndsStepsUnderWay) {

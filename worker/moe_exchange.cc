@@ -52,6 +52,12 @@ MoeExchange::MoeExchange(const ExchangeShape& shape, DType act, const CellRanks&
     dispatch_messages_.emplace_back(MaxDispatchBytes(shape));
 }
 
+int64_t MoeExchange::BufferBytes(const ExchangeShape& shape, const CellRanks& ranks) {
+  return MaxCombineRows(shape, ranks.num_experts) * shape.row_bytes +
+         ranks.num_experts * static_cast<int64_t>(MaxDispatchBytes(shape)) +
+         (ranks.num_attention + 1) * static_cast<int64_t>(MaxCountsBytes(shape));
+}
+
 absl::Status MoeExchange::ExchangeCounts(const StepHeader& step, int32_t source) {
   const size_t num_experts = static_cast<size_t>(shape_.num_experts);
   const std::span<int32_t> own =

@@ -38,6 +38,8 @@ class MoeExchange {
   MoeExchange(const ExchangeShape& shape, DType act, const CellRanks& ranks,
               std::shared_ptr<const ExpertPlacement> placement, Communicator* communicator);
 
+  static int64_t BufferBytes(const ExchangeShape& shape, const CellRanks& ranks);
+
   // Sends the rows [num_tokens, hidden] act to the experts of `ids` [num_tokens, top_k] (-1: none)
   // and returns while they are away. `rows` is copied. `moe_layer` counts MoE layers only. `step`
   // must live until Await returned.

@@ -142,6 +142,24 @@ std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpo
   return weights;
 }
 
+int64_t AttentionMemoryBytes(const ModelConfig& config, DType dtype, int64_t max_model_len) {
+  const int64_t tied_copy = config.tie_word_embeddings ? config.vocab_size * config.hidden_size : 0;
+  const int64_t rope_tables =
+      max_model_len * config.attention.rope.rotary_dim * static_cast<int64_t>(sizeof(float));
+  return (CountParameters(config).attention_side + tied_copy) *
+             static_cast<int64_t>(DTypeSize(dtype)) +
+         rope_tables;
+}
+
+int64_t ExpertMemoryBytes(const ModelConfig& config, DType dtype, const ExpertPlacement& placement,
+                          int32_t rank) {
+  int64_t experts = 0;
+  for (int32_t layer = 0; layer < placement.num_layers(); ++layer) {
+    experts += static_cast<int64_t>(placement.ExpertsOf(layer, rank).size());
+  }
+  return experts * CountParameters(config).per_expert * static_cast<int64_t>(DTypeSize(dtype));
+}
+
 int64_t AttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config) {
   int64_t bytes = 0;
   for (const TensorSpec& spec : ModelTensors(config)) {

@@ -73,6 +73,12 @@ std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpo
                                                        int32_t rank, ComputeBackend* backend,
                                                        const LoadProgress& progress);
 
+// Bytes in memory of the weights of one attention worker (they are shared) and of the experts of
+// one rank.
+int64_t AttentionMemoryBytes(const ModelConfig& config, DType dtype, int64_t max_model_len);
+int64_t ExpertMemoryBytes(const ModelConfig& config, DType dtype, const ExpertPlacement& placement,
+                          int32_t rank);
+
 // Bytes of the checkpoint that the two functions above read.
 int64_t AttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config);
 int64_t ExpertBytes(const Checkpoint& checkpoint, const ModelConfig& config,
