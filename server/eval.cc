@@ -38,34 +38,41 @@ absl::StatusOr<std::vector<Item>> ReadItems(const EvalOptions& options) {
     const Json parsed = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!parsed.is_object() || !parsed.contains("messages") || !parsed["messages"].is_array() ||
         !parsed.contains("answer") || !parsed["answer"].is_string()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          options.items, ":", number, ": not an object with messages (a list) and answer (a string)"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(options.items, ":", number,
+                       ": not an object with messages (a list) and answer (a string)"));
     }
-    Json body = {{"messages", parsed["messages"]}, {"temperature", 0}, {"max_tokens", options.max_tokens}};
+    Json body = {
+        {"messages", parsed["messages"]}, {"temperature", 0}, {"max_tokens", options.max_tokens}};
     if (!options.model.empty()) body["model"] = options.model;
     const auto domain = parsed.find("domain");
-    items.push_back({domain != parsed.end() && domain->is_string() ? domain->get<std::string>() : "all",
-                     parsed["answer"].get<std::string>(),
-                     body.dump(-1, ' ', false, Json::error_handler_t::replace)});
+    items.push_back(
+        {domain != parsed.end() && domain->is_string() ? domain->get<std::string>() : "all",
+         parsed["answer"].get<std::string>(),
+         body.dump(-1, ' ', false, Json::error_handler_t::replace)});
   }
-  if (items.empty()) return absl::InvalidArgumentError(absl::StrCat("'", options.items, "' has no items"));
+  if (items.empty())
+    return absl::InvalidArgumentError(absl::StrCat("'", options.items, "' has no items"));
   return items;
 }
 
 absl::StatusOr<std::string> Ask(HttpClient& client, const EvalOptions& options, const Item& item) {
   std::vector<std::pair<std::string, std::string>> headers = {{"Content-Type", "application/json"}};
-  if (!options.api_key.empty()) headers.emplace_back("Authorization", absl::StrCat("Bearer ", options.api_key));
+  if (!options.api_key.empty())
+    headers.emplace_back("Authorization", absl::StrCat("Bearer ", options.api_key));
   const auto reply = client.Send("POST", "/v1/chat/completions", headers, item.body,
                                  std::chrono::seconds(options.timeout_seconds));
   if (!reply.ok()) return reply.status();
   const Json parsed = Json::parse(reply->body, nullptr, /*allow_exceptions=*/false);
   if (reply->status != 200) {
-    return absl::UnavailableError(absl::StrCat(options.url, " answered ", reply->status, ": ", reply->body.substr(0, 300)));
+    return absl::UnavailableError(
+        absl::StrCat(options.url, " answered ", reply->status, ": ", reply->body.substr(0, 300)));
   }
   // Through a pointer: a shape of another kind gives null, not an exception.
   static const Json::json_pointer kContent("/choices/0/message/content");
   if (!parsed.is_object() || !parsed.contains(kContent) || !parsed[kContent].is_string()) {
-    return absl::InternalError(absl::StrCat(options.url, " answered without a message: ", reply->body.substr(0, 300)));
+    return absl::InternalError(
+        absl::StrCat(options.url, " answered without a message: ", reply->body.substr(0, 300)));
   }
   return parsed[kContent].get<std::string>();
 }
@@ -98,8 +105,9 @@ struct Run {
         ++score->total;
         score->correct += correct;
       }
-      progress.Update(result.overall.total,
-                      absl::StrFormat("%d of %d right", result.overall.correct, result.overall.total));
+      progress.Update(
+          result.overall.total,
+          absl::StrFormat("%d of %d right", result.overall.correct, result.overall.total));
     }
   }
 };
@@ -117,7 +125,8 @@ absl::StatusOr<EvalResult> RunEval(const EvalOptions& given) {
   const auto items = ReadItems(options);
   if (!items.ok()) return items.status();
   std::vector<std::unique_ptr<HttpClient>> clients;
-  const size_t num_threads = std::min<size_t>(static_cast<size_t>(std::max(options.concurrency, 1)), items->size());
+  const size_t num_threads =
+      std::min<size_t>(static_cast<size_t>(std::max(options.concurrency, 1)), items->size());
   for (size_t i = 0; i < num_threads; ++i) {
     auto client = HttpClient::Create(options.url);
     if (!client.ok()) return client.status();
@@ -148,15 +157,15 @@ std::string FormatEval(const EvalResult& result, bool json) {
       WriteScore(score, out);
     }
     out.EndObject().EndObject();
-    return out.Take() + "\n";
+    return out.Take();
   }
   std::string text;
   for (const auto& [domain, score] : result.domains) {
     absl::StrAppendFormat(&text, "%-20s %5d / %-5d %6.1f %%\n", domain, score.correct, score.total,
                           100 * score.accuracy());
   }
-  absl::StrAppendFormat(&text, "%-20s %5d / %-5d %6.1f %%\n", "overall", result.overall.correct, result.overall.total,
-                        100 * result.overall.accuracy());
+  absl::StrAppendFormat(&text, "%-20s %5d / %-5d %6.1f %%", "overall", result.overall.correct,
+                        result.overall.total, 100 * result.overall.accuracy());
   return text;
 }
 

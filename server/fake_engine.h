@@ -52,8 +52,8 @@ class EchoWorker : public WorkerClient {
   // While paused, steps wait.
   void Pause() { SetPaused(true); }
   void Resume() { SetPaused(false); }
-  // The next step fails as a whole.
-  void FailNextStep() { fail_next_.store(true); }
+  // The next `num_steps` steps fail as a whole.
+  void FailSteps(int num_steps) { num_to_fail_.store(num_steps); }
 
  private:
   void SetPaused(bool paused) {
@@ -89,7 +89,8 @@ class EchoWorker : public WorkerClient {
     StepResult result;
     result.epoch = plan.header.epoch;
     result.step = plan.header.step;
-    if (fail_next_.exchange(false)) {
+    if (num_to_fail_.load() > 0) {
+      num_to_fail_.fetch_sub(1);
       result.error = "planted";
       return result;
     }
@@ -124,7 +125,7 @@ class EchoWorker : public WorkerClient {
   const int32_t vocab_size_;
   std::function<void(StepResult)> on_result_;
   std::map<SequenceId, std::shared_ptr<const SequenceStart>> known_;  // worker's thread only
-  std::atomic<bool> fail_next_{false};
+  std::atomic<int> num_to_fail_{0};
   std::mutex mu_;
   std::condition_variable wake_;
   std::deque<StepPlan> plans_;
@@ -146,8 +147,8 @@ inline absl::StatusOr<std::vector<TextSegment>> RenderPlainChat(const ChatPrompt
 }
 
 struct TestServerOptions {
-  ServerOptions server;
-  SchedulerOptions scheduler;
+  ServerOptions server = {};
+  SchedulerOptions scheduler = {};
   int32_t max_model_len = 1 << 20;
   int32_t num_kv_blocks = 1 << 17;
   bool load = true;  // false: SetEngine is left to the test

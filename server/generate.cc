@@ -19,7 +19,8 @@ double Seconds(Clock::duration duration) { return std::chrono::duration<double>(
 // Prints the first choice, and keeps the times of its first and last tokens.
 class Terminal : public GenerationConsumer {
  public:
-  Terminal(std::FILE* out, Clock::time_point begun, std::promise<absl::StatusOr<GenerateReport>> result)
+  Terminal(std::FILE* out, Clock::time_point begun,
+           std::promise<absl::StatusOr<GenerateReport>> result)
       : out_(out), begun_(begun), result_(std::move(result)) {}
 
   void OnAccepted() override {}
@@ -28,7 +29,8 @@ class Terminal : public GenerationConsumer {
     last_ = Clock::now();
     if (first_ == Clock::time_point()) {
       first_ = last_;
-      for (const ChoiceDelta& delta : deltas) num_first_ += static_cast<int32_t>(delta.token_ids.size());
+      for (const ChoiceDelta& delta : deltas)
+        num_first_ += static_cast<int32_t>(delta.token_ids.size());
     }
     for (const ChoiceDelta& delta : deltas) {
       if (delta.index == 0) std::fwrite(delta.text.data(), 1, delta.text.size(), out_);
@@ -37,7 +39,8 @@ class Terminal : public GenerationConsumer {
   }
 
   void OnDone(const Usage& usage) override {
-    GenerateReport report{.prompt_tokens = usage.prompt_tokens, .output_tokens = usage.completion_tokens};
+    GenerateReport report{.prompt_tokens = usage.prompt_tokens,
+                          .output_tokens = usage.completion_tokens};
     report.first_token_seconds = Seconds(first_ - begun_);
     if (report.first_token_seconds > 0) {
       report.prefill_tokens_per_second = usage.prompt_tokens / report.first_token_seconds;
@@ -75,9 +78,9 @@ absl::StatusOr<GenerateReport> RunGenerate(const GenerationRequest& request, con
   TaskPool pool(1);  // destroyed first: its tasks use the metrics
   std::promise<absl::StatusOr<GenerateReport>> promise;
   auto result = promise.get_future();
-  const auto generation =
-      Generation::Start({.engine = &engine, .pool = &pool, .metrics = &metrics}, asked, *std::move(prepared),
-                        std::make_unique<Terminal>(out, asked.arrival, std::move(promise)));
+  const auto generation = Generation::Start(
+      {.engine = &engine, .pool = &pool, .metrics = &metrics}, asked, *std::move(prepared),
+      std::make_unique<Terminal>(out, asked.arrival, std::move(promise)));
   if (!generation.ok()) return generation.status();
   auto report = result.get();
   // Behind a stop string the scheduler may still deliver: the pool must not go before it is done.
@@ -89,10 +92,11 @@ absl::StatusOr<GenerateReport> RunGenerate(const GenerationRequest& request, con
 
 std::string FormatReport(const GenerateReport& report) {
   return absl::StrFormat(
-      "%d prompt tokens, first token after %.3f s (%.1f prompt tokens per second); %d tokens, decode %.1f tokens per "
+      "%d prompt tokens, first token after %.3f s (%.1f prompt tokens per second); %d tokens, "
+      "decode %.1f tokens per "
       "second",
-      report.prompt_tokens, report.first_token_seconds, report.prefill_tokens_per_second, report.output_tokens,
-      report.decode_tokens_per_second);
+      report.prompt_tokens, report.first_token_seconds, report.prefill_tokens_per_second,
+      report.output_tokens, report.decode_tokens_per_second);
 }
 
 }  // namespace switchyard

@@ -1,5 +1,5 @@
-// `switchyard generate`: one prompt, answered in this process: text to stdout as it comes, speed to stderr. Called by
-// main() with an engine that is running; blocks.
+// `switchyard generate`: one prompt, answered in this process: text to stdout as it comes, speed to
+// stderr. Called by main() with an engine that is running; blocks.
 #pragma once
 
 #include <cstdio>
@@ -19,8 +19,8 @@ struct GenerateReport {
   double prefill_tokens_per_second = 0;  // of the prompt, until the first token
 };
 
-// `request` as a protocol would fill it; Validate is called here. Text goes to `out`, flushed piece by piece; a missing
-// seed is `default_seed`. Drains the engine's scheduler: one call per process.
+// `request` as a protocol would fill it; Validate is called here. Text goes to `out`, flushed piece
+// by piece; a missing seed is `default_seed`. Drains the engine's scheduler: one call per process.
 absl::StatusOr<GenerateReport> RunGenerate(const GenerationRequest& request, const Engine& engine,
                                            uint64_t default_seed, std::FILE* out);
 

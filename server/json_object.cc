@@ -1,5 +1,6 @@
 #include "server/json_object.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -13,19 +14,42 @@ using simdjson::dom::element_type;
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
+// The deepest level of brackets outside strings. For well-formed JSON exact; the parser finds the
+// rest.
+int Nesting(const std::string& body) {
+  int depth = 0;
+  int deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < body.size(); ++i) {
+    const char c = body[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
 }  // namespace
 
 absl::Status ParseJsonBody(const std::string& body, int max_depth, simdjson::dom::parser* parser,
                            element* root) {
-  // A container at depth max_depth is still legal, so the parser may open one level more than it
-  // refuses at.
-  simdjson::error_code error =
-      parser->allocate(std::max<size_t>(body.size(), 1), static_cast<size_t>(max_depth) + 1);
-  if (!error)
-    error = parser->parse(body.data(), body.size(), /*realloc_if_needed=*/true).get(*root);
-  if (error == simdjson::DEPTH_ERROR) {
+  if (Nesting(body) > max_depth) {
     return absl::InvalidArgumentError(
         absl::StrCat("the body's JSON is nested deeper than ", max_depth, " levels"));
+  }
+  // simdjson refuses at its limit, which is one more than ours, and does not count empty
+  // containers.
+  simdjson::error_code error =
+      parser->allocate(std::max<size_t>(body.size(), 1), static_cast<size_t>(max_depth) + 1);
+  if (!error) {
+    error = parser->parse(body.data(), body.size(), /*realloc_if_needed=*/true).get(*root);
   }
   if (error == simdjson::UTF8_ERROR)
     return absl::InvalidArgumentError("the body is not valid UTF-8");

@@ -1,5 +1,5 @@
-// ProgressBar: progress of a long task on stderr: a bar that redraws on a terminal, else a line at every 10 %. Owned by
-// the task, used by one thread at a time.
+// ProgressBar: progress of a long task on stderr: a bar that redraws on a terminal, else a line at
+// every 10 %. Owned by the task, used by one thread at a time.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,154 @@
+// The gRPC service over loopback, with the real scheduler and a model that repeats the prompt.
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "server/fake_engine.h"
+#include "switchyard/v1/inference.grpc.pb.h"
+
+namespace switchyard {
+namespace {
+
+class GrpcServerTest : public testing::Test {
+ protected:
+  void Begin(TestServerOptions options = {}) {
+    server_ = std::make_unique<TestServer>(std::move(options));
+    grpc::ChannelArguments small;  // the client's library reads no further ahead
+    small.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    small.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 10);
+    stub_ = v1::Inference::NewStub(
+        grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", server_->server().grpc_port()),
+                                  grpc::InsecureChannelCredentials(), small));
+  }
+  grpc::Status Run(const v1::GenerateRequest& request,
+                   std::vector<v1::GenerateResponse>* responses = nullptr,
+                   const std::string& authorization = "") {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    if (!authorization.empty()) context.AddMetadata("authorization", authorization);
+    const auto reader = stub_->Generate(&context, request);
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+      if (responses != nullptr) responses->push_back(response);
+    }
+    return reader->Finish();
+  }
+
+  std::unique_ptr<TestServer> server_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+TEST_F(GrpcServerTest, StreamsChoicesThenUsage) {
+  Begin();
+  v1::GenerateRequest request;
+  request.set_prompt("Hello you");
+  request.set_request_id("mine");
+  request.mutable_sampling()->set_n(2);
+  request.mutable_sampling()->set_logprobs(2);
+  std::vector<v1::GenerateResponse> responses;
+  const grpc::Status status = Run(request, &responses);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  std::map<int, std::string> text;
+  std::map<int, std::string> finish;
+  for (size_t i = 0; i < responses.size(); ++i) {
+    const v1::GenerateResponse& response = responses[i];
+    EXPECT_EQ(response.request_id(), "mine");
+    EXPECT_EQ(response.has_usage(), i + 1 == responses.size());
+    EXPECT_EQ(finish.count(response.index()), 0u);
+    text[response.index()] += response.text();
+    for (const auto& token : response.tokens()) {
+      EXPECT_TRUE(token.has_logprob());
+      EXPECT_EQ(token.top_size(), 2);
+    }
+    if (!response.finish_reason().empty()) finish[response.index()] = response.finish_reason();
+  }
+  EXPECT_EQ(text, (std::map<int, std::string>{{0, "Hello you"}, {1, "Hello you"}}));
+  EXPECT_EQ(finish, (std::map<int, std::string>{{0, "stop"}, {1, "stop"}}));
+  EXPECT_GT(responses.back().usage().completion_tokens(), 2);
+  EXPECT_TRUE(server_->WaitIdle());
+}
+
+TEST_F(GrpcServerTest, ChatsAndTokens) {
+  Begin();
+  v1::GenerateRequest request;
+  v1::ChatMessage* message = request.mutable_chat()->add_messages();
+  message->set_role("user");
+  message->set_content("said");
+  std::vector<v1::GenerateResponse> responses;
+  ASSERT_TRUE(Run(request, &responses).ok());
+  std::string text;
+  for (const auto& response : responses) text += response.text();
+  EXPECT_EQ(text, "said");
+  request.mutable_tokens()->add_ids(5);
+  request.mutable_sampling()->set_max_tokens(1);
+  responses.clear();
+  ASSERT_TRUE(Run(request, &responses).ok());
+  EXPECT_EQ(responses.back().tokens(0).token_id(), 5);
+  EXPECT_EQ(responses.back().finish_reason(), "length");
+}
+
+TEST_F(GrpcServerTest, ErrorsHaveTheirCodes) {
+  Begin();
+  v1::GenerateRequest request;
+  EXPECT_EQ(Run(request).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.set_prompt("");
+  EXPECT_EQ(Run(request).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.set_prompt("a");
+  request.set_model("other");
+  EXPECT_EQ(Run(request).error_code(), grpc::StatusCode::NOT_FOUND);
+  request.clear_model();
+  request.mutable_sampling()->set_top_p(7);
+  const grpc::Status status = Run(request);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_TRUE(absl::StrContains(status.error_message(), "top_p")) << status.error_message();
+}
+
+TEST_F(GrpcServerTest, KeysAndLoading) {
+  TestServerOptions options;
+  options.load = false;
+  options.server.front_end.api_keys = {"secret"};
+  Begin(options);
+  v1::GenerateRequest request;
+  request.set_prompt("a");
+  EXPECT_EQ(Run(request).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(Run(request, nullptr, "Bearer secret").error_code(), grpc::StatusCode::UNAVAILABLE);
+  server_->FinishLoading();
+  EXPECT_TRUE(Run(request, nullptr, "Bearer secret").ok());
+}
+
+TEST_F(GrpcServerTest, CancelFreesTheBlocks) {
+  Begin();
+  v1::GenerateRequest request;
+  request.set_prompt("for ever");
+  request.mutable_sampling()->set_ignore_eos(true);
+  request.mutable_sampling()->set_max_tokens(1000000);
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  EXPECT_EQ(server_->scheduler().Stats().running, 1);
+  context.TryCancel();
+  EXPECT_TRUE(server_->WaitIdle());
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GrpcServerTest, SlowReaderIsDropped) {
+  Begin();
+  v1::GenerateRequest request;
+  request.mutable_sampling()->set_logprobs(20);
+  request.set_prompt("for ever");
+  request.mutable_sampling()->set_ignore_eos(true);
+  request.mutable_sampling()->set_max_tokens(1000000);
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(reader->Read(&response));  // and no more
+  EXPECT_TRUE(server_->WaitIdle());
+  while (reader->Read(&response)) {
+  }
+  EXPECT_FALSE(reader->Finish().ok());
+}
+
+}  // namespace
+}  // namespace switchyard
