@@ -56,16 +56,17 @@ void CpuBackend::Embed(const Tensor& table, std::span<const int32_t> ids, const 
   SY_CHECK_EQ(out.dim(0), static_cast<int64_t>(ids.size()));
   SY_CHECK_EQ(out.dim(1), hidden);
   float* to = out.as<float>();
-  for (size_t i = 0; i < ids.size(); ++i, to += hidden) {
-    SY_CHECK_GE(ids[i], 0);
-    SY_CHECK_LT(ids[i], table.dim(0));
+  RunRows(out.dim(0), hidden, [&](int64_t r) {
+    const int64_t id = ids[static_cast<size_t>(r)];
+    SY_CHECK_GE(id, 0);
+    SY_CHECK_LT(id, table.dim(0));
     if (table.dtype == DType::kF32) {
-      std::memcpy(to, table.as<float>() + ids[i] * hidden,
+      std::memcpy(to + r * hidden, table.as<float>() + id * hidden,
                   static_cast<size_t>(hidden) * sizeof(float));
     } else {
-      kernels_->widen(&(table.as<bf16>() + ids[i] * hidden)->bits, hidden, to);
+      kernels_->widen(&(table.as<bf16>() + id * hidden)->bits, hidden, to + r * hidden);
     }
-  }
+  });
 }
 
 void CpuBackend::RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) {

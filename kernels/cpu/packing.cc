@@ -1,6 +1,7 @@
 #include "kernels/cpu/packing.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/cpu/kernel_table.h"
@@ -14,11 +15,14 @@ void PackF32(const float* w, int64_t columns, int64_t k, float* out) {
   }
 }
 
-void PackBf16(const bf16* w, int64_t columns, int64_t k, uint16_t* out) {
-  for (int64_t i = 0; i < k; i += 2) {
+// A pair of neighbours along k moves as one 32-bit word.
+void PackBf16(const bf16* w, int64_t columns, int64_t k, uint32_t* out) {
+  static_assert(std::endian::native == std::endian::little);
+  for (int64_t i = 0; i < k; i += 2, out += kPanelColumns) {
+    const size_t bytes = i + 1 < k ? 4 : 2;
     for (int64_t j = 0; j < kPanelColumns; ++j) {
-      *out++ = j < columns ? w[j * k + i].bits : uint16_t{0};
-      *out++ = j < columns && i + 1 < k ? w[j * k + i + 1].bits : uint16_t{0};
+      out[j] = 0;
+      if (j < columns) std::memcpy(&out[j], &w[j * k + i], bytes);
     }
   }
 }
@@ -51,7 +55,7 @@ PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources) {
     const int64_t columns = std::min(kPanelColumns, n - column);
     std::byte* out = packed.storage.data() + static_cast<size_t>(panel) * panel_bytes;
     if (is_bf16) {
-      PackBf16(source.as<bf16>() + column * k, columns, k, reinterpret_cast<uint16_t*>(out));
+      PackBf16(source.as<bf16>() + column * k, columns, k, reinterpret_cast<uint32_t*>(out));
     } else {
       PackF32(source.as<float>() + column * k, columns, k, reinterpret_cast<float*>(out));
     }
