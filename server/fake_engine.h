@@ -103,7 +103,7 @@ class EchoWorker : public WorkerClient {
       out.sequence = work.sequence;
       out.run = work.run;
       out.computed = work.start + work.count;
-      out.prompt_logprobs_start = work.start;
+      out.prompt_logprobs_start = work.start + 1;
       if (sampling.num_prompt_logprobs >= 0) {
         for (int32_t p = work.start; p < out.computed && p + 1 < begin.prompt_length; ++p) {
           out.prompt_logprobs.push_back(Score(begin.tokens[p + 1], sampling.num_prompt_logprobs));
