@@ -190,7 +190,8 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
         replies[i] = submitted->reply;
       }
       for (size_t i = 0; i < requests.size(); ++i) {
-        EXPECT_EQ(BitsOf(replies[i]->Wait()), want[i]) << "request " << i << ", round " << round;
+        EXPECT_TRUE(BitsOf(replies[i]->Wait()) == want[i])
+            << "request " << i << ", round " << round;
       }
     }
     cell.Drain();
