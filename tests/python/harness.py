@@ -24,7 +24,7 @@ DEMO = REPO / "models" / "demo"
 LOGS = REPO / "build" / "test-logs"
 # Sanitizer builds are slower; ctest has its own limit beyond these.
 PATIENCE_S = 60.0
-READY = re.compile(r"^switchyard ready http=127\.0\.0\.1:(\d+) grpc=127\.0\.0\.1:(\d+)$")
+READY = re.compile(r"^switchyard ready http=127\.0\.0\.1:(\d+) grpc=127\.0\.0\.1:(\d+)(?: |$)")
 
 
 def binary() -> str:

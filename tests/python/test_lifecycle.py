@@ -209,7 +209,7 @@ def one_line_error(args, *needles, code=None):
     if code is not None:
         assert done.returncode == code
     assert done.stdout == "", done.stdout
-    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("switchyard: ")]
     assert len(errors) == 1, done.stderr
     for needle in needles:
         assert str(needle).lower() in errors[0].lower(), done.stderr
