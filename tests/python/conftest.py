@@ -5,6 +5,7 @@ import openai
 import pytest
 
 SERVERS = pytest.StashKey()
+FIRST_SERVER = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,9 @@ def start_server(request):
     file = request.session.items[0].path.stem
 
     def start(model, *args, name: str, **kwargs) -> harness.Server:
+        # By default a server takes up to half of the memory for its KV cache: too much for a test.
+        if "--kv-cache-memory" not in args:
+            args += ("--kv-cache-memory", "512MiB")
         server = harness.Server(model, *args, name=f"{file}.{name}", **kwargs)
         servers.append(server)
         return server
@@ -57,12 +61,18 @@ def long_model(tmp_path_factory):
     return out
 
 
+def pytest_runtest_setup(item):
+    item.stash[FIRST_SERVER] = len(item.config.stash.get(SERVERS, []))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
+    """Adds the logs of the test's own servers and of those that still run."""
     report = yield
     if report.failed:
-        for server in item.config.stash.get(SERVERS, []):
-            report.sections.append((f"log of {server.log_path}", server.log_tail()))
+        for number, server in enumerate(item.config.stash.get(SERVERS, [])):
+            if server.running or number >= item.stash[FIRST_SERVER]:
+                report.sections.append((f"log of {server.log_path}", server.log_tail()))
     return report
 
 

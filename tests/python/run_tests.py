@@ -69,7 +69,7 @@ def main() -> int:
     environment = dict(os.environ, SWITCHYARD_BIN=str(args.binary.resolve()), PYTHONDONTWRITEBYTECODE="1")
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         environment.pop(name, None)  # the servers under test are on this machine
-    command = [args.venv / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path), *rest]
+    command = [args.venv.absolute() / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path), *rest]
     return subprocess.run(command, env=environment, cwd=HERE).returncode
 
 

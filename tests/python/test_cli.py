@@ -117,7 +117,7 @@ def test_synth_dtype_and_refusals(tmp_path):
 
     assert size("half") < 0.6 * size("full")
     config = json.loads((TINY / "config.json").read_text())
-    config["model_type"] = "llama"
+    config.update(model_type="llama", architectures=["LlamaForCausalLM"])
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = harness.run_cli("synth", "--config", tmp_path / "config.json", "--out", tmp_path / "no")
     assert done.returncode not in (0, -6, -11) and "llama" in done.stderr
