@@ -23,7 +23,7 @@ FIXTURES = REPO / "tests" / "fixtures"
 DEMO = REPO / "models" / "demo"
 LOGS = REPO / "build" / "test-logs"
 # Sanitizer builds are slower; ctest has its own limit beyond these.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 READY = re.compile(r"^switchyard ready http=127\.0\.0\.1:(\d+) grpc=127\.0\.0\.1:(\d+)(?: |$)")
 
 
