@@ -173,7 +173,8 @@ std::string QuoteLikePython(std::string_view text) {
     } else if (unicode::IsPrintable(c)) {
       out += text.substr(pos, size);
     } else {
-      out += absl::StrFormat(c < 0x10000 ? "\\u%04x" : "\\U%08x", static_cast<uint32_t>(c));
+      const auto value = static_cast<uint32_t>(c);
+      out += c < 0x10000 ? absl::StrFormat("\\u%04x", value) : absl::StrFormat("\\U%08x", value);
     }
   }
   return out + quote;
