@@ -13,7 +13,7 @@ Louisa Charlotte Robert Maria Julia Isabella Catherine Elizabeth James Eleanor T
 Sophia""".split()
 THINGS = """key cup pen hat map box bag book coin lamp ring rope shoe fork bell drum comb vase coat
 letter candle basket ribbon bottle carriage flower apple mirror table chair stone""".split()
-ORDINALS = ["first", "second", "third", "fourth", "fifth"]
+ORDINALS = ["first", "second", "third", "fourth"]
 ADJECTIVES = [
     ("taller", "tallest", "shortest"),
     ("older", "oldest", "youngest"),
@@ -76,7 +76,7 @@ def _value(rng, words):
 
 
 def json_get(rng, words):
-    keys = rng.sample(words, rng.randint(2, 5))
+    keys = rng.sample(words, rng.randint(2, 4))
     data = {k: _value(rng, words) for k in keys}
     key = rng.choice(keys)
     text = json.dumps(data)
@@ -85,13 +85,13 @@ def json_get(rng, words):
 
 
 def json_make(rng, words):
-    data = {k: _value(rng, words) for k in rng.sample(words, rng.randint(1, 3))}
+    data = {k: _value(rng, words) for k in rng.sample(words, rng.randint(1, 2))}
     text = ", ".join(f"{k} is {v}" for k, v in data.items())
     return text, f"Write as JSON: {text}", json.dumps(data)
 
 
 def list_pick(rng, words):
-    count = rng.randint(3, 5)
+    count = rng.randint(3, 4)
     items = rng.sample(words, count) if rng.random() < 0.5 else _distinct(rng, count)
     place = rng.randrange(len(items))
     word = "last" if place == len(items) - 1 and rng.random() < 0.5 else ORDINALS[place]
@@ -100,14 +100,14 @@ def list_pick(rng, words):
 
 
 def sort_numbers(rng, words):
-    items = _distinct(rng, rng.randint(3, 5))
+    items = _distinct(rng, rng.randint(3, 4))
     text = " ".join(map(str, items))
     prompt = rng.choice([f"Sort: {text}", f"Sort these numbers: {text}"])
     return text, prompt, " ".join(map(str, sorted(items)))
 
 
 def list_extreme(rng, words):
-    items = _distinct(rng, rng.randint(3, 5))
+    items = _distinct(rng, rng.randint(3, 4))
     text = ", ".join(map(str, items))
     name, f = rng.choice([("largest", max), ("smallest", min)])
     return text + name, f"{text}\nWhat is the {name} number?", str(f(items))
@@ -149,7 +149,7 @@ def spell(rng, words):
 
 
 def copy(rng, words):
-    text = " ".join(str(_value(rng, words)) for _ in range(rng.randint(2, 6)))
+    text = " ".join(str(_value(rng, words)) for _ in range(rng.randint(2, 4)))
     return text, rng.choice([f"Repeat: {text}", f"Say this again: {text}"]), text
 
 
@@ -167,7 +167,7 @@ def order_people(rng, words):
 
 
 def who_has(rng, words):
-    count = rng.randint(2, 4)
+    count = rng.randint(2, 3)
     people, things = rng.sample(NAMES, count), rng.sample(THINGS, count)
     text = " ".join(f"{p} has the {t}." for p, t in zip(people, things))
     i = rng.randrange(count)
@@ -189,7 +189,7 @@ def compare_both(rng, words):
 
 
 def member(rng, words):
-    items = rng.sample(words, rng.randint(3, 5))
+    items = rng.sample(words, rng.randint(3, 4))
     item = rng.choice(items) if rng.random() < 0.5 else rng.choice(words)
     text = ", ".join(items)
     return text + item, f"Is {item} one of these? {text}", "yes" if item in items else "no"
@@ -200,12 +200,6 @@ def member(rng, words):
 
 def _clock(minutes):
     return f"{minutes // 60 % 24:02d}:{minutes % 60:02d}"
-
-
-def clock_after(rng, words):
-    start, step = rng.randrange(24 * 60), rng.randrange(5, 60, 5)
-    prompt = f"What time is {step} minutes after {_clock(start)}?"
-    return f"{start} {step}", prompt, _clock(start + step)
 
 
 def clock_hours(rng, words):
@@ -238,7 +232,7 @@ def py_sum(rng, words):
 
 
 def py_index(rng, words):
-    items = _distinct(rng, rng.randint(3, 5))
+    items = _distinct(rng, rng.randint(3, 4))
     i = rng.randrange(-1, len(items))
     return f"{items}{i}", f"{RUN}print({items}[{i}])", str(items[i])
 
@@ -256,12 +250,12 @@ def py_max(rng, words):
 
 
 def py_sorted(rng, words):
-    items = _distinct(rng, rng.randint(3, 5))
+    items = _distinct(rng, rng.randint(3, 4))
     return str(items), f"{RUN}print(sorted({items}))", str(sorted(items))
 
 
 def py_variable(rng, words):
-    names = rng.sample("abcdefghijkmnpqrstuvwxyz", rng.randint(2, 4))
+    names = rng.sample("abcdefghijkmnpqrstuvwxyz", rng.randint(2, 3))
     values = {n: rng.randint(0, 99) for n in names}
     text = "\n".join(f"{n} = {v}" for n, v in values.items())
     name = rng.choice(names)
@@ -275,7 +269,7 @@ def py_compare(rng, words):
 
 
 def py_words(rng, words):
-    parts = rng.sample(words, rng.randint(2, 4))
+    parts = rng.sample(words, rng.randint(2, 3))
     return str(parts), f"{RUN}print({', '.join(json.dumps(p) for p in parts)})", " ".join(parts)
 
 
@@ -284,7 +278,7 @@ DOMAINS = {
     "data": [json_get, json_make, list_pick, sort_numbers, list_extreme],
     "text": [reverse, upper, count_letters, first_letter, spell, copy],
     "logic": [order_people, who_has, compare_both, member],
-    "time": [clock_after, clock_hours, clock_order, convert],
+    "time": [clock_hours, clock_order, convert],
     "code": [py_sum, py_index, py_len, py_max, py_sorted, py_variable, py_compare, py_words],
 }
 EXERCISES = {f.__name__: (domain, f) for domain, fs in DOMAINS.items() for f in fs}
