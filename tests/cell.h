@@ -54,7 +54,7 @@ class Reply {
 class Cell {
  public:
   // The scheduler's batch limit follows the workers'. CHECKs that the checkpoint loads.
-  Cell(const CellOptions& workers, SchedulerOptions scheduler = {});
+  explicit Cell(const CellOptions& workers, SchedulerOptions scheduler = {});
   ~Cell();
 
   const ModelInfo& model() const;
