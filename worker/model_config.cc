@@ -1,7 +1,6 @@
 #include "worker/model_config.h"
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <set>
 
@@ -11,6 +10,7 @@
 #include "absl/strings/strip.h"
 #include "kernels/check.h"
 #include "spdlog/spdlog.h"
+#include "worker/config_fields.h"
 #include "worker/json_fields.h"
 #include "worker/model_families.h"
 
@@ -24,212 +24,9 @@ constexpr int64_t kMaxWidth = 1 << 20;
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxExperts = 1 << 14;
 constexpr int64_t kMaxVocab = 1 << 24;
-constexpr int64_t kMaxPositions = 1 << 27;
 constexpr int64_t kMaxTotalExperts = 1 << 20;  // over all layers
 constexpr double kMaxParameters = 1e15;
 constexpr int64_t kMaxConfigBytes = 16 << 20;
-
-// Fields that say nothing about the maths of inference.
-constexpr std::string_view kIgnoredFields[] = {"_name_or_path",
-                                               "architectures",
-                                               "attention_dropout",
-                                               "auto_map",
-                                               "bad_words_ids",
-                                               "begin_suppress_tokens",
-                                               "bos_token_id",
-                                               "chunk_size_feed_forward",
-                                               "decoder_start_token_id",
-                                               "diversity_penalty",
-                                               "do_sample",
-                                               "early_stopping",
-                                               "encoder_no_repeat_ngram_size",
-                                               "exponential_decay_length_penalty",
-                                               "finetuning_task",
-                                               "forced_bos_token_id",
-                                               "forced_eos_token_id",
-                                               "id2label",
-                                               "initializer_range",
-                                               "is_decoder",
-                                               "label2id",
-                                               "length_penalty",
-                                               "max_length",
-                                               "max_window_layers",
-                                               "min_length",
-                                               "model_type",
-                                               "no_repeat_ngram_size",
-                                               "num_beam_groups",
-                                               "num_beams",
-                                               "num_return_sequences",
-                                               "output_attentions",
-                                               "output_hidden_states",
-                                               "output_router_logits",
-                                               "output_scores",
-                                               "pad_token_id",
-                                               "prefix",
-                                               "pretraining_tp",
-                                               "problem_type",
-                                               "remove_invalid_values",
-                                               "repetition_penalty",
-                                               "return_dict",
-                                               "return_dict_in_generate",
-                                               "router_aux_loss_coef",
-                                               "router_jitter_noise",
-                                               "sep_token_id",
-                                               "suppress_tokens",
-                                               "task_specific_params",
-                                               "temperature",
-                                               "tf_legacy_loss",
-                                               "tie_encoder_decoder",
-                                               "tokenizer_class",
-                                               "top_k",
-                                               "top_p",
-                                               "torchscript",
-                                               "transformers_version",
-                                               "typical_p",
-                                               "use_bfloat16",
-                                               "use_cache"};
-
-// Fields that change the maths and are not implemented, with the values at which they change
-// nothing (as JSON).
-struct MathsField {
-  std::string_view name;
-  std::array<std::string_view, 2> harmless;
-};
-constexpr MathsField kMathsFields[] = {
-    {"quantization_config", {"{}", ""}},
-    {"compression_config", {"{}", ""}},
-    {"is_encoder_decoder", {"false", ""}},
-    {"add_cross_attention", {"false", ""}},
-    {"attn_logit_softcapping", {"0", "0.0"}},
-    {"final_logit_softcapping", {"0", "0.0"}},
-    {"attention_multiplier", {"", ""}},
-    {"residual_multiplier", {"1", "1.0"}},
-    {"embedding_multiplier", {"1", "1.0"}},
-    {"logits_scaling", {"1", "1.0"}},
-    {"query_pre_attn_scalar", {"", ""}},
-    {"mlp_bias", {"false", ""}},
-    {"scoring_func", {"\"softmax\"", ""}},
-    {"topk_method", {"\"greedy\"", ""}},
-    {"n_group", {"1", "0"}},
-    {"topk_group", {"1", "0"}},
-    {"routed_scaling_factor", {"1", "1.0"}},
-    {"n_shared_experts", {"0", ""}},
-    {"num_shared_experts", {"0", ""}},
-    {"first_k_dense_replace", {"0", ""}},
-    {"moe_layer_freq", {"1", ""}},
-    {"kv_lora_rank", {"", ""}},
-    {"q_lora_rank", {"", ""}},
-    {"rope_interleave", {"false", ""}},
-    {"parallel_attn", {"false", ""}},
-    {"alibi", {"false", ""}},
-    {"attention_chunk_size", {"", ""}},
-    {"attention_sinks", {"false", ""}},
-    {"use_parallel_residual", {"false", ""}},
-    {"num_nextn_predict_layers", {"0", ""}},
-};
-
-void RefuseUnimplemented(JsonFields& fields) {
-  for (const MathsField& field : kMathsFields) {
-    const json* value = fields.Find(std::string(field.name));
-    if (value == nullptr) continue;
-    const std::string text = Shown(*value);
-    if (std::find(field.harmless.begin(), field.harmless.end(), text) != field.harmless.end())
-      continue;
-    fields.Refuse(std::string(field.name), absl::StrCat("= ", text, " is not implemented"));
-  }
-}
-
-void ReadRopeType(JsonFields& rope, const json& source, RopeConfig* out) {
-  std::string type = rope.String("type", "default");
-  type = rope.String("rope_type", type);
-  if (type == "default") {
-    out->type = RopeType::kDefault;
-  } else if (type == "linear") {
-    out->type = RopeType::kLinear;
-  } else if (type == "dynamic") {
-    out->type = RopeType::kDynamicNtk;
-  } else if (type == "yarn") {
-    out->type = RopeType::kYarn;
-  } else if (type == "llama3") {
-    out->type = RopeType::kLlama3;
-  } else {
-    rope.Refuse(
-        "rope_type",
-        absl::StrCat("= ", Shown(json(type)),
-                     " is not implemented (default, linear, dynamic, yarn and llama3 are)"));
-  }
-  for (const auto& [name, value] : source.items()) {
-    if (value.is_object()) rope.Refuse(name, "is nested: RoPE per layer type is not implemented");
-  }
-}
-
-// `fields`: the whole config. The scaling stands in rope_scaling (older) or rope_parameters
-// (newer).
-void ReadRope(JsonFields& fields, const ModelFamily& family, ModelConfig* config,
-              ConfigReport* report) {
-  const json* scaling = fields.Find("rope_scaling");
-  const json* parameters = fields.Find("rope_parameters");
-  const char* name = scaling != nullptr ? "rope_scaling" : "rope_parameters";
-  const json* chosen = scaling != nullptr ? scaling : parameters;
-  static const json kEmpty = json::object();
-  if (chosen != nullptr && !chosen->is_object()) {
-    fields.Refuse(name, absl::StrCat("is ", Shown(*chosen), ", not an object"));
-    chosen = nullptr;
-  }
-  const json& source = chosen == nullptr ? kEmpty : *chosen;
-  JsonFields rope(source, absl::StrCat(name, "."), &report->refusals);
-  RopeConfig* out = &config->attention.rope;
-  ReadRopeType(rope, source, out);
-
-  const double theta = fields.Number("rope_theta", 1.0 + 1e-6, 1e15, family.default_rope_theta);
-  out->theta = rope.Number("rope_theta", 1.0 + 1e-6, 1e15, theta);
-  double partial = fields.Number("partial_rotary_factor", 1e-6, 1.0, 1.0);
-  partial = rope.Number("partial_rotary_factor", 1e-6, 1.0, partial);
-  out->rotary_dim = static_cast<int64_t>(static_cast<double>(config->attention.head_dim) * partial);
-  if (config->attention.head_dim > 0 && (out->rotary_dim % 2 != 0 || out->rotary_dim == 0)) {
-    fields.Refuse("head_dim",
-                  absl::StrCat("= ", config->attention.head_dim, " gives a rotary dimension of ",
-                               out->rotary_dim, ", which must be even and positive"));
-  }
-
-  int64_t original =
-      rope.Int("original_max_position_embeddings", 1, kMaxPositions, config->max_position);
-  original = fields.Int("original_max_position_embeddings", 1, kMaxPositions, original);
-  out->original_max_position = std::max<int64_t>(original, 1);
-  const bool scaled = out->type != RopeType::kDefault;
-  if (scaled && !rope.Has("factor") && out->type != RopeType::kYarn)
-    rope.Refuse("factor", "is missing");
-  const double implied = static_cast<double>(std::max<int64_t>(config->max_position, 1)) /
-                         static_cast<double>(out->original_max_position);
-  out->factor = rope.Number("factor", 1e-3, 1e6, implied);
-  if (out->type == RopeType::kLlama3) {
-    for (const char* field : {"low_freq_factor", "high_freq_factor"}) {
-      if (!rope.Has(field)) rope.Refuse(field, "is missing");
-    }
-    out->low_freq_factor = rope.Number("low_freq_factor", 1e-6, 1e6, 1.0);
-    out->high_freq_factor = rope.Number("high_freq_factor", 1e-6, 1e6, 4.0);
-    if (out->high_freq_factor <= out->low_freq_factor) {
-      rope.Refuse("high_freq_factor",
-                  absl::StrCat("= ", out->high_freq_factor,
-                               " is not above low_freq_factor = ", out->low_freq_factor));
-    }
-  }
-  if (out->type == RopeType::kYarn) {
-    out->attention_factor = rope.Number("attention_factor", 0.0, 1e6, -1.0);
-    out->beta_fast = rope.Number("beta_fast", 1e-6, 1e6, 32.0);
-    out->beta_slow = rope.Number("beta_slow", 1e-6, 1e6, 1.0);
-    out->mscale = rope.Number("mscale", 0.0, 1e6, 0.0);
-    out->mscale_all_dim = rope.Number("mscale_all_dim", 0.0, 1e6, 0.0);
-    out->truncate = rope.Bool("truncate", true);
-  }
-  rope.Find("finetuned");
-  for (const std::string& unknown : rope.Unknown()) {
-    if (!source[unknown].is_null() && !source[unknown].is_object()) {
-      rope.Refuse(unknown, absl::StrCat("= ", Shown(source[unknown]),
-                                        " is not implemented for this rope_type"));
-    }
-  }
-}
 
 void ReadAttention(JsonFields& fields, const ModelFamily& family, ModelConfig* config,
                    ConfigReport* report) {
@@ -268,7 +65,7 @@ void ReadAttention(JsonFields& fields, const ModelFamily& family, ModelConfig* c
     fields.Refuse("attention_bias", "= true is not implemented for this architecture");
   }
   attention->clip_qkv = static_cast<float>(fields.Number("clip_qkv", 1e-6, 1e6, 0.0));
-  ReadRope(fields, family, config, report);
+  ReadRope(fields, family.default_rope_theta, config, report);
 }
 
 void ReadWindow(JsonFields& fields, const ModelFamily& family, const ModelConfig& config) {
@@ -442,7 +239,7 @@ ModelConfig ParseModelConfig(std::string_view config_json, ConfigReport* report)
   config.max_position = fields.RequiredInt("max_position_embeddings", 1, kMaxPositions);
   config.tie_word_embeddings = fields.Bool("tie_word_embeddings", false);
   ReadDType(fields, &config);
-  RefuseUnimplemented(fields);
+  RefuseUnimplementedFields(fields);
   if (family == nullptr) return config;
   config.names = {.block = std::string(family->moe_block),
                   .gate = std::string(family->gate),
@@ -464,7 +261,7 @@ ModelConfig ParseModelConfig(std::string_view config_json, ConfigReport* report)
   NoteOutsideVocabulary("bos_token_id", fields, config, report);
   NoteOutsideVocabulary("pad_token_id", fields, config, report);
 
-  for (std::string_view name : kIgnoredFields) fields.Find(std::string(name));
+  SkipIrrelevantFields(fields);
   for (const std::string& name : fields.Unknown()) {
     report->notes.push_back(absl::StrCat("unknown config field ", Shown(json(name)), " = ",
                                          Shown(object[name]), " is ignored"));

@@ -150,6 +150,7 @@ TEST(ModelConfigTest, HarmlessValuesPass) {
            {{"layer_types",
              {"full_attention", "full_attention", "full_attention", "full_attention"}}},
            {{"rope_scaling", nullptr}, {"rope_theta", 1000000}},
+           {{"rope_scaling", json::object()}, {"rope_theta", 1000000}},
            {{"num_experts", nullptr}, {"num_local_experts", 8}},
        }) {
     json config = BaseConfig("Qwen3MoeForCausalLM");
