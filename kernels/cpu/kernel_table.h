@@ -99,8 +99,8 @@ struct RopeShape {
 };
 
 struct LogitStats {
-  float max = 0.0f;
-  bool finite = true;  // no NaN, no +inf, and something above -inf
+  float max;
+  bool finite;  // no NaN, no +inf, and something above -inf
 };
 
 struct KernelTable {

@@ -202,8 +202,9 @@ void PackRowsAs(const T* x, int64_t ld, int64_t rows, int64_t k, float* out) {
     for (int64_t r = 0; r < rows; ++r) *out++ = ScalarAs(x[r * ld + i]);
 }
 
-// Pads k to even with zeros.
-void PackPairs(const uint16_t* x, int64_t ld, int64_t rows, int64_t k, uint32_t* out) {
+// For paths with a dot product. Pads k to even with zeros.
+[[maybe_unused]] void PackPairs(const uint16_t* x, int64_t ld, int64_t rows, int64_t k,
+                                uint32_t* out) {
   for (int64_t i = 0; i < k; i += 2) {
     for (int64_t r = 0; r < rows; ++r) {
       const uint32_t low = x[r * ld + i];

@@ -92,9 +92,7 @@ cpu::LogitStats Stats(const float* x, int64_t n) {
     max = Max(max, v);
     poison = Fma(Max(lowest, v), Zero(), poison);
   }
-  cpu::LogitStats stats;
-  stats.max = ReduceMax(max);
-  stats.finite = ReduceSum(poison) == 0.0f;
+  cpu::LogitStats stats = {.max = ReduceMax(max), .finite = ReduceSum(poison) == 0.0f};
   for (; i < n; ++i) {
     if (!(x[i] < kInfinity)) stats.finite = false;
     if (x[i] > stats.max) stats.max = x[i];
