@@ -183,7 +183,8 @@ absl::StatusOr<Value> MapFilter(Evaluator& evaluator, const Value& input, const 
     if (attribute == nullptr) return absl::InvalidArgumentError("map needs a filter or attribute=");
     for (const Value& item : items) {
       SY_TRY(Value value, LookUp(evaluator, item, *attribute));
-      mapped.push_back(value.is_undefined() && preset != nullptr ? *preset : std::move(value));
+      if (value.is_undefined() && preset != nullptr) value = *preset;
+      mapped.push_back(std::move(value));
     }
   } else {
     if (!args.positional[0].is_string())

@@ -53,12 +53,14 @@ struct Undefined {
 
 class Value {
  public:
+  // Implicit, as the alternatives of a variant are.
+  // NOLINTBEGIN(google-explicit-constructor)
   Value() : data_(None{}) {}
-  Value(bool b) : data_(b) {}     // NOLINT(google-explicit-constructor)
-  Value(int64_t i) : data_(i) {}  // NOLINT(google-explicit-constructor)
-  Value(double d) : data_(d) {}   // NOLINT(google-explicit-constructor)
-  Value(Str s)
-      : data_(std::make_shared<const Str>(std::move(s))) {}  // NOLINT(google-explicit-constructor)
+  Value(bool b) : data_(b) {}
+  Value(int64_t i) : data_(i) {}
+  Value(double d) : data_(d) {}
+  Value(Str s) : data_(std::make_shared<const Str>(std::move(s))) {}
+  // NOLINTEND(google-explicit-constructor)
   Value(const char*) = delete;
   static Value MakeUndefined(std::string what);
   static Value MakeList(std::vector<Value> items, bool tuple = false);
