@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,6 +29,8 @@ struct MessageTag {
   MessageKind kind = MessageKind::kCounts;
   friend bool operator==(const MessageTag&, const MessageTag&) = default;
 };
+// For error messages: "step 5 layer 7 micro-batch 0 dispatch".
+std::string TagName(const MessageTag& tag);
 
 struct SendOp {
   int32_t peer = 0;

@@ -20,12 +20,6 @@ namespace {
 
 constexpr std::chrono::microseconds kSpin(20);
 
-std::string TagName(const MessageTag& tag) {
-  static constexpr const char* kKinds[] = {"counts", "dispatch", "combine", "weights"};
-  return absl::StrCat("step ", tag.step, " layer ", tag.layer, " micro-batch ", tag.micro_batch,
-                      " ", kKinds[static_cast<size_t>(tag.kind)]);
-}
-
 // A send whose receive was not posted yet. Waits at the receiver.
 struct WaitingSend {
   int32_t from = 0;
