@@ -8,7 +8,7 @@
 namespace switchyard {
 
 ChoiceAssembler::ChoiceAssembler(const GenerationRequest& request, const Engine& engine,
-                                 int32_t index, std::vector<int32_t> prompt)
+                                 int32_t index, const std::vector<int32_t>& prompt)
     : tokenizer_(engine.tokenizer),
       index_(index),
       want_logprobs_(request.logprobs >= 0),
@@ -19,7 +19,7 @@ ChoiceAssembler::ChoiceAssembler(const GenerationRequest& request, const Engine&
       detokenizer_(engine.tokenizer, {.skip_special = true, .continues_text = true}),
       stops_(request.stop, request.include_stop),
       prompt_done_(!request.echo) {
-  if (echo_) prompt_ = std::move(prompt);
+  if (echo_) prompt_ = prompt;
 }
 
 // The prompt in front of the answer. Its text is that of its tokens, so that logprobs and text

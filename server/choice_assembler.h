@@ -42,7 +42,7 @@ class ChoiceAssembler {
  public:
   // `prompt` is echoed when the request says so.
   ChoiceAssembler(const GenerationRequest& request, const Engine& engine, int32_t index,
-                  std::vector<int32_t> prompt);
+                  const std::vector<int32_t>& prompt);
 
   // Applies one event of the scheduler. REQUIRES: !finished().
   ChoiceDelta Push(ChoiceEvent& event);

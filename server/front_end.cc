@@ -37,7 +37,8 @@ bool EqualInConstantTime(std::string_view given, std::string_view key) {
 FrontEnd::FrontEnd(FrontEndOptions options)
     : options_(std::move(options)),
       seed_base_(options_.seed ? *options_.seed : RandomSeed()),
-      pool_(options_.num_text_threads) {}
+      output_pool_(options_.num_output_threads),
+      text_pool_(options_.num_text_threads) {}
 
 void FrontEnd::SetEngine(Engine engine) {
   metrics_.SetWorkers(engine.num_attention_workers, engine.num_expert_workers);
@@ -102,8 +103,8 @@ absl::StatusOr<std::shared_ptr<Generation>> FrontEnd::Generate(
   auto prepared = Prepare(request, **engine, [this] { return DrawSeed(); });
   if (!prepared.ok()) return prepared.status();
   auto generation =
-      Generation::Start({.engine = engine->get(), .pool = &pool_, .metrics = &metrics_}, request,
-                        *std::move(prepared), std::move(consumer));
+      Generation::Start({.engine = engine->get(), .pool = &output_pool_, .metrics = &metrics_},
+                        request, *std::move(prepared), std::move(consumer));
   if (absl::IsResourceExhausted(generation.status()))
     metrics_.CountRejection(RejectionReason::kQueueFull);
   if (absl::IsUnavailable(generation.status())) {

@@ -22,8 +22,9 @@
 namespace switchyard {
 
 struct FrontEndOptions {
-  std::vector<std::string> api_keys;                // none: open to all
-  int num_text_threads = 2;                         // of the task pool
+  std::vector<std::string> api_keys;  // none: open to all
+  int num_text_threads = 2;           // that parse, render and tokenize
+  int num_output_threads = 2;  // that detokenize and write: a huge prompt holds up nobody's stream
   std::chrono::milliseconds stall_timeout{60'000};  // work without a step for so long: unhealthy
   std::optional<uint64_t> seed;  // for requests without one; unset: from the system
 };
@@ -45,14 +46,14 @@ class FrontEnd {
   // `authorization`: the header or metadata as sent. Compares in constant time.
   absl::Status Authorize(std::string_view authorization) const;
 
-  // Prepares, submits and starts. On an error nothing was accepted. Heavy: task pool only.
+  // Prepares, submits and starts. On an error nothing was accepted. Heavy: on pool() only.
   absl::StatusOr<std::shared_ptr<Generation>> Generate(
       const GenerationRequest& request, std::unique_ptr<GenerationConsumer> consumer);
   // Ends whatever still runs with an error for its client.
   void FailAll(const absl::Status& status);
 
   Metrics& metrics() { return metrics_; }
-  TaskPool& pool() { return pool_; }
+  TaskPool& pool() { return text_pool_; }  // for work before a request is accepted
   std::string SerializeMetrics();
   uint64_t DrawSeed();
 
@@ -71,7 +72,8 @@ class FrontEnd {
   std::vector<std::weak_ptr<Generation>> generations_ SY_GUARDED_BY(mu_);  // some have ended
   size_t prune_at_ SY_GUARDED_BY(mu_) = 64;
 
-  TaskPool pool_;  // last: its tasks use the rest
+  TaskPool output_pool_;
+  TaskPool text_pool_;  // last: its tasks use the rest
 };
 
 }  // namespace switchyard

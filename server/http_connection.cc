@@ -269,6 +269,9 @@ asio::awaitable<void> Connection::Run() {
     context_->EndAnswer();
     keep_alive = answered && incoming.keep_alive;
   }
+}
+
+void Connection::Finish() {
   done_ = true;
   io_->connections.erase(this);
   error_code ignored;

@@ -33,6 +33,7 @@ struct ConnectionContext {
   HttpServerOptions options;
   HttpHandler handler;
   std::atomic<int> num_connections{0};
+  std::atomic<bool> stopping{false};  // connections that begin now end at once
 
   Mutex mu;
   CondVar idle;
@@ -73,10 +74,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
              boost::asio::ip::tcp::socket socket);
   ~Connection();
 
-  // The connection's whole life, and its watchdog, which closes the socket when deadline_ passes.
+  // The connection's whole life, then Finish; and its watchdog, which closes the socket when
+  // deadline_ passes.
   boost::asio::awaitable<void> Run();
   boost::asio::awaitable<void> Watchdog();
-  // The three below: on the connection's I/O thread.
+  // The four below: on the connection's I/O thread.
+  void Finish();  // Run has ended, however it did
   void Notify();  // the exchange changed
   void Close();
   void Reset();  // closes so that the peer sees an error, not an end

@@ -122,9 +122,13 @@ void HttpServer::State::Adopt(const std::shared_ptr<IoThread>& io, tcp::socket s
   socket.set_option(asio::socket_base::send_buffer_size(context->options.send_buffer_bytes),
                     ignored);
   const auto connection = std::make_shared<Connection>(io, context, std::move(socket));
-  asio::post(io->io, [io, connection] {
-    asio::co_spawn(io->io, connection->Run(), [connection](std::exception_ptr) {});
-    asio::co_spawn(io->io, connection->Watchdog(), [connection](std::exception_ptr) {});
+  asio::post(io->io, [io, connection, stopping = &context->stopping] {
+    if (stopping->load()) return;
+    asio::co_spawn(io->io, connection->Run(), [connection](const std::exception_ptr& failure) {
+      if (failure) spdlog::error("a connection failed and is closed");  // out of memory, say
+      connection->Finish();
+    });
+    asio::co_spawn(io->io, connection->Watchdog(), [connection](const std::exception_ptr&) {});
   });
 }
 
@@ -143,6 +147,7 @@ void HttpServer::Stop() {
   State& state = *state_;
   if (state.stopped) return;
   state.stopped = true;
+  state.context->stopping.store(true);
   for (const auto& io : state.io_threads) {
     asio::post(io->io, [&state, io] {
       boost::system::error_code ignored;
