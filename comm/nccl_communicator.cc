@@ -28,13 +28,17 @@ constexpr std::chrono::microseconds kMaxPause(500);
 // stream that waits for a peer may wait for ever.
 constexpr int32_t kDefaultConnections = 8;
 
+// REQUIRES: a checked header.
+MessageTag TagOf(const NcclHeader& header) {
+  return {header.step, header.layer, header.micro_batch, static_cast<MessageKind>(header.kind)};
+}
+
 class NcclCommunicator final : public Communicator {
  public:
   explicit NcclCommunicator(const NcclOptions& options)
       : options_(options), sends_(Size()), inbox_(Size()) {}
 
   ~NcclCommunicator() override {
-    options_.liveness->MarkLost(options_.rank);
     Close();
     out_.clear();
     in_.clear();
@@ -148,8 +152,10 @@ class NcclCommunicator final : public Communicator {
     return status;
   }
 
-  // Forgets all operations and ends the kernels that wait for them.
+  // Forgets all operations and ends the kernels that wait for them. No peer can finish anything
+  // with this rank any more.
   void Close() {
+    options_.liveness->MarkLost(rank());
     (void)cudaSetDevice(options_.device);
     for (NcclLink* link : Links()) link->Abort();
     for (auto& queue : sends_) queue.clear();
@@ -252,6 +258,13 @@ class NcclCommunicator final : public Communicator {
            std::ranges::all_of(sends_, [](auto& queue) { return queue.empty(); });
   }
 
+  absl::Status CheckFits(const RecvOp& recv, size_t size) const {
+    if (size <= recv.buffer.size()) return absl::OkStatus();
+    return absl::OutOfRangeError(absl::StrCat(
+        "message of ", size, " bytes from rank ", recv.peer, " to rank ", rank(), " (",
+        TagName(recv.tag), ") does not fit its buffer of ", recv.buffer.size(), " bytes"));
+  }
+
   // Copies a message into the receive that waits for it, or keeps it.
   absl::Status Deliver(int32_t peer, const MessageTag& tag, std::span<const std::byte> data) {
     const auto posted = FindPosted(peer, tag);
@@ -265,11 +278,7 @@ class NcclCommunicator final : public Communicator {
       return absl::OkStatus();
     }
     RecvOp& recv = **posted;
-    if (data.size() > recv.buffer.size()) {
-      return absl::OutOfRangeError(absl::StrCat(
-          "message of ", data.size(), " bytes from rank ", peer, " to rank ", rank(), " (",
-          TagName(tag), ") does not fit its buffer of ", recv.buffer.size(), " bytes"));
-    }
+    if (absl::Status status = CheckFits(recv, data.size()); !status.ok()) return status;
     std::ranges::copy(data, recv.buffer.begin());
     recv.received = data.size();
     posted_.erase(posted);
@@ -346,6 +355,10 @@ class NcclCommunicator final : public Communicator {
               "rank ", peer, " announces ", link.header.size, " bytes of kind ", link.header.kind,
               "; the limit is ", options_.max_message_bytes, " bytes"));
         }
+        // Before the payload is taken: a sender that got it all may be first with its news.
+        const auto posted = FindPosted(peer, TagOf(link.header));
+        if (posted != posted_.end()) status = CheckFits(**posted, link.header.size);
+        if (!status.ok()) return status;
         if (link.header.size > 0) {
           status = link.Launch(NcclLink::Phase::kPayload, link.header.size);
           if (!status.ok()) return status;
@@ -353,9 +366,7 @@ class NcclCommunicator final : public Communicator {
         }
       }
       link.phase = NcclLink::Phase::kIdle;
-      const MessageTag tag{link.header.step, link.header.layer, link.header.micro_batch,
-                           static_cast<MessageKind>(link.header.kind)};
-      status = Deliver(peer, tag, {link.buffer(), link.header.size});
+      status = Deliver(peer, TagOf(link.header), {link.buffer(), link.header.size});
       if (!status.ok()) return status;
     }
     return absl::OkStatus();

@@ -10,8 +10,9 @@
 // messages per peer.
 //
 // Where this is weaker than the contract: messages move only while their ranks are in Start or
-// Wait; a send may complete before its receive is posted; a message larger than its buffer is an
-// error at the receiver alone; and NCCL does not notice a lost peer, RankLiveness is told.
+// Wait; a send may complete before its receive is posted; a rank with an error is lost to its
+// peers at once, so that the sender of a message too large for its buffer gets kUnavailable; and
+// NCCL does not notice a lost peer, RankLiveness is told.
 #pragma once
 
 #include <array>
@@ -28,7 +29,7 @@
 namespace switchyard {
 
 // Which ranks of an epoch are lost, as far as this process knows. Any thread. A communicator marks
-// its own rank when it is destroyed; of other processes' ranks the control plane knows.
+// its own rank when it fails or is destroyed; of other processes' ranks the control plane knows.
 class RankLiveness {
  public:
   explicit RankLiveness(int32_t size) : lost_(static_cast<size_t>(size)) {}
