@@ -103,6 +103,7 @@ struct StepResult {
   uint64_t step = 0;
   int32_t worker = 0;  // attention worker index
   std::string error;   // not empty: the worker failed in this step; nothing of it counts
+  bool fatal = false;  // with an error: every later step would fail too
   std::vector<SequenceResult> results;
 };
 

@@ -45,6 +45,7 @@ std::optional<StepObservation> SchedulerCore::Apply(const StepResult& result, Ti
     CommitShare(*share, result, now);
   } else {
     in_flight_->aborted = true;
+    if (result.fatal) in_flight_->fatal = error;
     AbortShare(*share, error);
   }
   if (--in_flight_->outstanding > 0) return std::nullopt;
@@ -175,12 +176,13 @@ StepObservation SchedulerCore::FinishStep(TimePoint now) {
   stats_.last_step_seconds = Seconds(now - record.planned);
   if (record.aborted) last_participants_.clear();  // their planner state may differ now
   consecutive_aborts_ = record.succeeded ? 0 : consecutive_aborts_ + 1;
-  if (consecutive_aborts_ > kAbortsToGiveUp && !stats_.failed) {
+  std::string why = record.fatal;
+  if (consecutive_aborts_ > kAbortsToGiveUp)
+    why = absl::StrCat(consecutive_aborts_, " steps in a row were aborted");
+  if (!why.empty() && !stats_.failed) {
     stats_.failed = true;
-    spdlog::critical("{} steps in a row were aborted: the workers are given up",
-                     consecutive_aborts_);
-    EndAll(absl::UnavailableError(
-        absl::StrCat("the workers failed: ", consecutive_aborts_, " steps in a row were aborted")));
+    spdlog::critical("the workers are given up: {}", why);
+    EndAll(absl::UnavailableError(absl::StrCat("the workers failed: ", why)));
   }
   return {.seconds = stats_.last_step_seconds, .tokens = record.num_rows};
 }

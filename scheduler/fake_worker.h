@@ -58,7 +58,7 @@ class FakeWorker {
         table_refs_(model.num_kv_blocks) {}
 
   StepResult Run(const StepPlan& plan) {
-    StepResult result{plan.header.epoch, plan.header.step, index_, "", {}};
+    StepResult result{plan.header.epoch, plan.header.step, index_, "", false, {}};
     EXPECT_GT(plan.header.step, last_step_);
     last_step_ = plan.header.step;
     EXPECT_TRUE(std::binary_search(plan.header.participants.begin(), plan.header.participants.end(),

@@ -86,6 +86,7 @@ struct Scheduler::State {
   SchedulerCore core;
   std::vector<std::function<void()>> drained;
   Clock::time_point last_progress = Clock::now();
+  uint64_t seen_progress = 0;  // of the client
   bool was_idle = true;
 
   mutable Mutex stats_mu;
@@ -139,7 +140,9 @@ void Scheduler::State::Publish() {
   const bool idle = core.idle();
   if (idle && !was_idle) core.CheckIntegrity();
   was_idle = idle;
-  if (!core.step_in_flight()) last_progress = Clock::now();
+  const uint64_t done = client->progress();
+  if (!core.step_in_flight() || done != seen_progress) last_progress = Clock::now();
+  seen_progress = done;
   {
     const SchedulerCore::LeftQueue left = core.TakeLeftQueue();
     MutexLock lock(inbox->mu);
@@ -200,7 +203,9 @@ absl::StatusOr<RequestId> Scheduler::Submit(Request request) {
   SY_CHECK(request.sink != nullptr);
   if (absl::Status status = state_->core.Validate(request); !status.ok()) return status;
   const SchedulerOptions& options = state_->options;
-  const int64_t num_tokens = static_cast<int64_t>(request.prompt.size());
+  // Each choice holds the prompt's tokens (and their logprobs) while it waits.
+  const int64_t num_tokens =
+      static_cast<int64_t>(request.prompt.size()) * static_cast<int64_t>(request.choices.size());
   Inbox& inbox = *state_->inbox;
   MutexLock lock(inbox.mu);
   if (inbox.failed) return absl::UnavailableError("the workers failed");
@@ -210,7 +215,7 @@ absl::StatusOr<RequestId> Scheduler::Submit(Request request) {
                                                      " requests wait, the limit is ",
                                                      options.max_queued_requests));
   }
-  // A prompt beyond the limit may wait when nothing else does.
+  // A request beyond the limit may wait when nothing else does.
   if (inbox.queued_requests > 0 && inbox.queued_tokens + num_tokens > options.max_queued_tokens) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the queue is full: ", inbox.queued_tokens, " prompt tokens wait, with ",

@@ -38,9 +38,9 @@ struct SchedulerStats {
   uint64_t worker_errors = 0;    // steps that a worker answered with an error
   uint64_t dropped_results = 0;  // stale, or of sequences that ended or were preempted meanwhile
   double last_step_seconds = 0;
-  // Advances at least every second while no step runs, and with every result while one does. So
-  // `now - last_progress` beyond a stall timeout (longer than any step) means that the loop or a
-  // worker hangs; busy is not dead.
+  // Advances at least every second while no step runs or the workers make progress with one. So
+  // `now - last_progress` beyond a stall timeout means that the loop or a worker hangs; busy is not
+  // dead.
   std::chrono::steady_clock::time_point last_progress;
   bool failed = false;  // the workers only fail; accepted requests were ended with an error
 };

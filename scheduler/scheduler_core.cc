@@ -81,6 +81,7 @@ void SchedulerCore::Submit(RequestId id, Request request) {
   RequestState state;
   state.root = hasher_.Root(request.cache_salt, request.choices[0].routing_profile);
   state.live = static_cast<int32_t>(request.choices.size());
+  state.queued = state.live;
   for (int32_t choice = 0; choice < state.live; ++choice) {
     SamplingParams sampling = request.choices[choice];
     if (sampling.min_tokens > 0) sampling.banned_before_min = request.stop_token_ids;
@@ -119,9 +120,7 @@ void SchedulerCore::CancelChoice(RequestId id, int32_t choice) {
 }
 
 void SchedulerCore::LeaveQueue(RequestState& state) {
-  if (!state.queued) return;
-  state.queued = false;
-  ++left_queue_.requests;
+  if (--state.queued == 0) ++left_queue_.requests;
   left_queue_.tokens += static_cast<int64_t>(state.request->prompt.size());
 }
 
@@ -133,10 +132,10 @@ void SchedulerCore::End(Sequence& sequence) {
   }
   running_.erase(sequence.id());
   waiting_.erase(sequence.id());
+  if (!sequence.admitted) LeaveQueue(state);
   const RequestId id = sequence.request();
   state.choices[sequence.choice()].reset();
   if (--state.live > 0) return;
-  LeaveQueue(state);
   requests_.erase(id);
 }
 
@@ -198,11 +197,12 @@ void SchedulerCore::Start(Sequence& sequence, Placement placement) {
   if (!sequence.admitted) {
     sequence.admitted = true;
     sequence.cached_tokens = computed;
+    LeaveQueue(state);
   }
-  if (state.queued) {
+  if (!state.counted) {
+    state.counted = true;
     stats_.prompt_tokens += sequence.prompt_length();
     stats_.cached_tokens += computed;
-    LeaveQueue(state);
   }
   running_.emplace(sequence.id(), &sequence);
 }

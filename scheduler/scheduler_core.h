@@ -49,8 +49,8 @@ class SchedulerCore {
     std::shared_ptr<const Request> request;
     std::vector<ChoiceEvent> events;
   };
-  // Requests that are no longer queued since the last call, and their prompt tokens: room in the
-  // bounded queue.
+  // Requests none of whose choices is queued any more since the last call, and the prompt tokens of
+  // the choices that left (each choice holds its prompt): room in the bounded queue.
   struct LeftQueue {
     int32_t requests = 0;
     int64_t tokens = 0;
@@ -93,7 +93,8 @@ class SchedulerCore {
     std::vector<std::unique_ptr<Sequence>> choices;  // null once ended
     BlockHash root;                                  // of its block hashes
     int32_t live = 0;                                // choices not ended
-    bool queued = true;                              // none of its choices has run yet
+    int32_t queued = 0;                              // choices that have not run yet
+    bool counted = false;                            // in the statistics of prompts
     bool prompt_computed = false;                    // by one of its choices
     int32_t worker = -1;                             // where the latest choice was started
   };
@@ -118,6 +119,7 @@ class SchedulerCore {
     int32_t num_sequences = 0;
     int32_t outstanding = 0;  // shares not applied
     bool aborted = false;     // some worker failed
+    std::string fatal;        // why no worker can go on; empty: they can
     bool succeeded = false;   // some worker did not
   };
   struct Placement {
@@ -129,8 +131,8 @@ class SchedulerCore {
   bool WaitsForSibling(const Sequence& sequence) const;
   std::optional<Placement> Place(Sequence& sequence);
   void Start(Sequence& sequence, Placement placement);
-  void LeaveQueue(RequestState& state);
-  void End(Sequence& sequence);  // removes it; the last choice ends the request
+  void LeaveQueue(RequestState& state);  // one choice
+  void End(Sequence& sequence);          // removes it; the last choice ends the request
 
   // core_plan.cc: planning, preemption.
   void Preempt(Sequence& sequence);

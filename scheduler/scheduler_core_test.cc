@@ -56,7 +56,8 @@ class SchedulerCoreTest : public Test {
   }
 
   // Admit and Plan; workers run it unless `fails` says that theirs is to be an error.
-  std::optional<SchedulerCore::Step> Step(const std::function<bool(int32_t worker)>& fails = {}) {
+  std::optional<SchedulerCore::Step> Step(const std::function<bool(int32_t worker)>& fails = {},
+                                          bool fatal = false) {
     core_->Admit();
     auto step = core_->Plan(++now_);
     core_->CheckIntegrity();
@@ -65,6 +66,7 @@ class SchedulerCoreTest : public Test {
       StepResult result = workers_[worker].Run(plan);
       if (fails && fails(worker)) {
         result.error = "lost";
+        result.fatal = fatal;
         result.results.clear();
       }
       core_->Apply(result, ++now_);
@@ -407,6 +409,15 @@ TEST_F(SchedulerCoreTest, GivesUpWorkersThatOnlyFail) {
   EXPECT_TRUE(core_->failed());
   EXPECT_TRUE(core_->idle());
   EXPECT_EQ(Result(600).last.error.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(SchedulerCoreTest, GivesUpAtOnceWhenAWorkerCannotGoOn) {
+  Make();
+  const RequestId id = Submit(MakeRequest(Prompt(5), 3));
+  Step([](int32_t) { return true; }, /*fatal=*/true);
+  EXPECT_TRUE(core_->failed());
+  EXPECT_TRUE(core_->idle());
+  EXPECT_EQ(Result(id).last.error.message(), "the workers failed: lost");
 }
 
 TEST_F(SchedulerCoreTest, AWrongAnswerCountsAsAnError) {

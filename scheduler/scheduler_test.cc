@@ -56,6 +56,7 @@ class ThreadedClient : public WorkerClient {
     for (auto& lane : lanes_) lane->thread.join();
   }
 
+  uint64_t progress() const override { return 0; }
   int32_t num_attention_workers() const override { return static_cast<int32_t>(lanes_.size()); }
   void SetResultCallback(std::function<void(StepResult)> on_result) override {
     on_result_ = std::move(on_result);
@@ -68,7 +69,7 @@ class ThreadedClient : public WorkerClient {
     lane.changed.NotifyOne();
   }
   // A result that nobody waits for.
-  void SendStale() { on_result_(StepResult{1, 1, 0, "", {}}); }
+  void SendStale() { on_result_(StepResult{1, 1, 0, "", false, {}}); }
 
   std::atomic<int32_t> num_plans = 0;
 
@@ -243,6 +244,20 @@ TEST_F(SchedulerTest, TheQueueIsBoundedInRequestsAndTokens) {
   }
   status = scheduler.Submit(MakeRequest(*stream, 1, 120, 1)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SchedulerTest, EveryChoiceCountsItsPrompt) {
+  const ModelInfo model = MakeModel();
+  ThreadedClient client(model, 1);
+  SchedulerOptions options;
+  options.max_queued_tokens = 60;
+  Scheduler scheduler(options, model, &client);  // not started: everything waits
+  const auto stream = std::make_shared<Stream>();
+  EXPECT_TRUE(scheduler.Submit(MakeRequest(*stream, 1, 10, 1, 4)).ok());
+  const absl::Status status = scheduler.Submit(MakeRequest(*stream, 1, 10, 1, 4)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(status.message(),
+            "the queue is full: 40 prompt tokens wait, with 40 more the limit of 60 is exceeded");
 }
 
 TEST_F(SchedulerTest, RefusesWhenTheQueueHasTooManyRequests) {

@@ -131,7 +131,7 @@ class Simulation {
     live.submitted = steps_;
     const RequestId id = next_request_++;
     ++queued_requests_;
-    queued_tokens_ += length;
+    queued_tokens_ += length * static_cast<int64_t>(live.request.choices.size());
     core_.Submit(id, live.request);
     live_.emplace(id, std::move(live));
   }
@@ -224,7 +224,7 @@ class Simulation {
     if (!error || Chance(0.5))
       result = workers_[worker].Run(plan);  // else it fails before it learns of the plan
     if (error) {
-      result = {plan.header.epoch, plan.header.step, worker, "injected", {}};
+      result = {plan.header.epoch, plan.header.step, worker, "injected", false, {}};
       // Or an answer that is no answer.
       if (Chance(0.3)) result.error.clear();
     }

@@ -13,6 +13,8 @@ class WorkerClient {
  public:
   virtual ~WorkerClient() = default;
   virtual int32_t num_attention_workers() const = 0;
+  // Rises while a step makes progress, so that a long step is told from a hanging one. Any thread.
+  virtual uint64_t progress() const = 0;
 
   // Sends `plan` to attention worker `worker` (one of plan.header.participants). The result arrives
   // through the callback given to SetResultCallback, on any thread. Expert workers get the header

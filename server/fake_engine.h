@@ -39,6 +39,7 @@ class EchoWorker : public WorkerClient {
     thread_.join();
   }
 
+  uint64_t progress() const override { return 0; }
   int32_t num_attention_workers() const override { return 1; }
   void SetResultCallback(std::function<void(StepResult)> on_result) override {
     on_result_ = std::move(on_result);

@@ -1,5 +1,6 @@
 #include "server/generation_request.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -37,6 +38,11 @@ absl::Status CheckInt(const char* name, int64_t value, int64_t low, int64_t high
 }
 
 absl::Status ValidateStops(const GenerationRequest& request) {
+  if (request.stop_token_ids.size() > static_cast<size_t>(kMaxStopTokenIds)) {
+    return ParamError("stop_token_ids",
+                      absl::StrCat("stop_token_ids has ", request.stop_token_ids.size(),
+                                   " ids, the limit is ", kMaxStopTokenIds));
+  }
   if (request.stop.size() > static_cast<size_t>(kMaxStopStrings)) {
     return ParamError("stop", absl::StrCat("stop has ", request.stop.size(),
                                            " strings, the limit is ", kMaxStopStrings));
@@ -57,8 +63,7 @@ absl::Status ValidateSampling(const GenerationRequest& request) {
        {FloatRange{"temperature", request.temperature.value_or(1), 0, infinity},
         FloatRange{"top_p", request.top_p.value_or(1), 0, 1, /*low_open=*/true},
         FloatRange{"min_p", request.min_p.value_or(0), 0, 1},
-        FloatRange{"repetition_penalty", request.repetition_penalty.value_or(1), 0, infinity,
-                   /*low_open=*/true},
+        FloatRange{"repetition_penalty", request.repetition_penalty.value_or(1), 0.01f, 100},
         FloatRange{"presence_penalty", request.presence_penalty, -2, 2},
         FloatRange{"frequency_penalty", request.frequency_penalty, -2, 2}}) {
     if (auto status = Check(range); !status.ok()) return status;
@@ -231,7 +236,14 @@ absl::StatusOr<std::vector<Request>> Prepare(const GenerationRequest& request, c
     stop_ids.insert(stop_ids.end(), engine.model.eos_token_ids.begin(),
                     engine.model.eos_token_ids.end());
   }
-  if (request.min_tokens > 0) sampling.banned_before_min = stop_ids;
+  std::sort(stop_ids.begin(), stop_ids.end());
+  stop_ids.erase(std::unique(stop_ids.begin(), stop_ids.end()), stop_ids.end());
+  if (request.min_tokens > 0 && stop_ids.size() >= static_cast<size_t>(engine.model.vocab_size)) {
+    return ParamError("stop_token_ids", absl::StrCat("every one of the ", engine.model.vocab_size,
+                                                     " tokens would end the output before its "
+                                                     "min_tokens (",
+                                                     request.min_tokens, ")"));
+  }
 
   std::vector<Request> prepared;
   const size_t num_prompts = request.chat ? 1 : request.prompts.size();

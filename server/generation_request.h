@@ -24,6 +24,7 @@ constexpr int32_t kMaxChoices = 128;     // n
 constexpr int32_t kMaxSequences = 1024;  // prompts * n of one request
 constexpr int32_t kMaxLogitBias = 4096;  // entries
 constexpr int32_t kMaxStopStrings = 64;
+constexpr int32_t kMaxStopTokenIds = 1024;
 constexpr size_t kMaxStopBytes = 1024;  // of one stop string
 constexpr int32_t kDefaultCompletionTokens = 16;
 

@@ -86,6 +86,7 @@ class CellClient final : public WorkerClient {
  public:
   explicit CellClient(LocalCell* cell) : cell_(cell) {}
   int32_t num_attention_workers() const override { return cell_->num_attention_workers(); }
+  uint64_t progress() const override { return cell_->progress(); }
   void Execute(int32_t worker, StepPlan plan) override { cell_->Execute(worker, std::move(plan)); }
   void SetResultCallback(std::function<void(StepResult)> on_result) override {
     cell_->SetResultCallback(std::move(on_result));

@@ -42,7 +42,7 @@ absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::filesystem::pat
   status.Update(Read(config, "top_p", 1e-6, 1, &defaults.top_p));
   status.Update(Read(config, "min_p", 0, 1, &defaults.min_p));
   status.Update(Read(config, "top_k", 0, 1e9, &defaults.top_k));
-  status.Update(Read(config, "repetition_penalty", 1e-6, 1e6, &defaults.repetition_penalty));
+  status.Update(Read(config, "repetition_penalty", 0.01, 100, &defaults.repetition_penalty));
   if (!status.ok())
     return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", status.message()));
   const auto do_sample = config.find("do_sample");

@@ -10,18 +10,24 @@ TaskPool::TaskPool(int num_threads) {
   }
 }
 
-TaskPool::~TaskPool() {
+TaskPool::~TaskPool() { Stop(); }
+
+void TaskPool::Stop() {
   {
     MutexLock lock(mu_);
     stopping_ = true;
   }
   wake_.NotifyAll();
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  MutexLock lock(mu_);
+  stopped_ = true;
 }
 
 void TaskPool::Post(std::function<void()> task) {
   {
     MutexLock lock(mu_);
+    if (stopped_) return;
     tasks_.push_back(std::move(task));
   }
   wake_.NotifyOne();

@@ -20,7 +20,10 @@ class TaskPool {
   TaskPool(const TaskPool&) = delete;
   TaskPool& operator=(const TaskPool&) = delete;
 
+  // After Stop a task is dropped.
   void Post(std::function<void()> task);
+  // Runs what is queued, then joins. Idempotent; one thread.
+  void Stop();
 
  private:
   void Run();
@@ -29,7 +32,8 @@ class TaskPool {
   CondVar wake_;
   std::deque<std::function<void()>> tasks_ SY_GUARDED_BY(mu_);
   bool stopping_ SY_GUARDED_BY(mu_) = false;
-  std::vector<std::thread> threads_;  // constant after construction
+  bool stopped_ SY_GUARDED_BY(mu_) = false;  // the threads are gone
+  std::vector<std::thread> threads_;         // constant until Stop
 };
 
 }  // namespace switchyard

@@ -36,6 +36,7 @@ std::vector<BitsParam> AllParams() {
     params.push_back({"qwen3_moe_tied_bf16", isa, true});
     params.push_back({"qwen2_moe", isa});  // shared expert
     params.push_back({"mixtral", isa});
+    params.push_back({"olmoe", isa});  // q/k norm over the whole projection
   }
   return params;
 }

@@ -88,6 +88,7 @@ class Cell::Client final : public WorkerClient {
  public:
   explicit Client(std::unique_ptr<LocalCell> workers) : workers_(std::move(workers)) {}
   int32_t num_attention_workers() const override { return workers_->num_attention_workers(); }
+  uint64_t progress() const override { return workers_->progress(); }
   void Execute(int32_t worker, StepPlan plan) override {
     workers_->Execute(worker, std::move(plan));
   }

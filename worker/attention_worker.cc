@@ -68,6 +68,7 @@ StepResult AttentionWorker::RunStep(const StepPlan& plan) {
                     .step = plan.header.step,
                     .worker = options_.index,
                     .error = "",
+                    .fatal = false,
                     .results = {}};
   if (failed_.ok()) {
     failed_ = ComputeStep(plan, &result);
@@ -75,6 +76,7 @@ StepResult AttentionWorker::RunStep(const StepPlan& plan) {
   }
   if (!failed_.ok()) {
     result.results.clear();
+    result.fatal = true;
     result.error =
         absl::StrCat("attention rank ", options_.index, ": ", std::string(failed_.message()));
   }

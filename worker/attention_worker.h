@@ -48,6 +48,8 @@ class AttentionWorker {
 
   // At most kMaxQueuedSteps may be waiting.
   void Execute(StepPlan plan);
+  // Layers computed; any thread. Rises while a step makes progress.
+  uint64_t progress() const { return decoder_.progress(); }
 
  private:
   static constexpr size_t kMaxQueuedSteps = 8;

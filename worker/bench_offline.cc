@@ -183,10 +183,13 @@ class BatchRun {
 };
 
 absl::Status CheckOptions(const BenchOfflineOptions& options) {
-  if (options.prompt_tokens < 1 || options.output_tokens < 1 || options.batches.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "prompt tokens ", options.prompt_tokens, ", output tokens ", options.output_tokens, " and ",
-        options.batches.size(), " batch sizes must all be at least 1"));
+  constexpr int kMaxTokens = 1 << 24;
+  if (options.prompt_tokens < 1 || options.prompt_tokens > kMaxTokens ||
+      options.output_tokens < 1 || options.output_tokens > kMaxTokens || options.batches.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt tokens ", options.prompt_tokens, " and output tokens ",
+                     options.output_tokens, " must be from 1 to ", kMaxTokens, ", batch sizes (",
+                     options.batches.size(), " given) at least one"));
   }
   for (int batch : options.batches) {
     if (batch < 1 || batch > 1 << 16) {

@@ -87,6 +87,7 @@ absl::Status Decoder::Forward(const StepHeader& step, const DecoderBatch& batch)
     } else if (absl::Status status = Moe(step, moe_layer++, weights, batch); !status.ok()) {
       return status;
     }
+    progress_.fetch_add(1, std::memory_order_relaxed);
   }
   return absl::OkStatus();
 }

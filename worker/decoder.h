@@ -4,6 +4,7 @@
 // attention worker, used on its thread only.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -46,6 +47,8 @@ class Decoder {
   // Final norm and lm_head of some rows of the last Forward: [rows.size(), vocab] float32, valid
   // until the next call. REQUIRES: 1 <= rows.size() <= kMaxLogitsRows.
   Tensor Logits(std::span<const int32_t> rows);
+  // Layers computed since construction; any thread.
+  uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
 
  private:
   void Attention(int64_t layer, const DecoderBatch& batch);
@@ -65,6 +68,8 @@ class Decoder {
   KvCache* const kv_;
   MoeExchange* const exchange_;
   const RoutingPolicy router_;
+
+  std::atomic<uint64_t> progress_{0};
 
   // Work space, [max_rows, …].
   Buffer residual_;                     // [rows, hidden] float32

@@ -88,7 +88,14 @@ int64_t AvailableMemoryBytes() {
   }
   const int64_t limit = ReadNumber("/sys/fs/cgroup/memory.max");
   const int64_t used = ReadNumber("/sys/fs/cgroup/memory.current");
-  if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used));
+  if (limit > 0 && used >= 0) {
+    // The page cache counts as used but is given back when memory is short.
+    int64_t reclaimable = 0;
+    std::ifstream stat("/sys/fs/cgroup/memory.stat");
+    for (int64_t bytes = 0; stat >> name >> bytes;)
+      if (name == "inactive_file") reclaimable = bytes;
+    available = std::min(available, std::max<int64_t>(0, limit - used + reclaimable));
+  }
   return available;
 }
 

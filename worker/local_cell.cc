@@ -267,8 +267,15 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
 LocalCell::~LocalCell() { Fail(absl::CancelledError("the cell is shutting down")); }
 
 void LocalCell::Fail(const absl::Status& reason) {
+  failed_.store(true);
   for (const std::unique_ptr<Communicator>& communicator : communicators_)
     communicator->Abort(reason);
+}
+
+uint64_t LocalCell::progress() const {
+  uint64_t layers = 0;
+  for (const std::unique_ptr<AttentionWorker>& worker : attention_) layers += worker->progress();
+  return layers;
 }
 
 void LocalCell::SetResultCallback(std::function<void(StepResult)> on_result) {
@@ -282,7 +289,10 @@ void LocalCell::Execute(int worker, StepPlan plan) {
     any_step_ = true;
     last_step_ = plan.header.step;
     sent_.assign(attention_.size(), 0);
-    for (const std::unique_ptr<ExpertWorker>& expert : experts_) expert->Execute(plan.header);
+    // After a failure the attention workers answer with the error at once; experts take no part.
+    if (!failed_.load()) {
+      for (const std::unique_ptr<ExpertWorker>& expert : experts_) expert->Execute(plan.header);
+    }
   }
   // A second plan of one step would wait for experts that were never told.
   SY_CHECK_EQ(static_cast<int>(sent_[static_cast<size_t>(worker)]), 0);

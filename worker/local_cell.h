@@ -6,6 +6,7 @@
 // threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -49,6 +50,8 @@ class LocalCell {
 
   const ModelInfo& model_info() const { return info_; }
   int num_attention_workers() const { return static_cast<int>(attention_.size()); }
+  // Rises while any step computes (a layer of an attention worker is one); any thread.
+  uint64_t progress() const;
   ThreadPool* pool() { return pool_.get(); }
 
   // Called before the first Execute; called on the workers' threads, also during destruction when
@@ -73,6 +76,7 @@ class LocalCell {
   std::vector<std::unique_ptr<Communicator>> communicators_;
   ModelInfo info_;
   std::function<void(StepResult)> on_result_;
+  std::atomic<bool> failed_{false};  // any thread
   // Caller of Execute only: the newest step, and the attention workers that have its plan.
   bool any_step_ = false;
   uint64_t last_step_ = 0;

@@ -27,6 +27,7 @@ constexpr int64_t kMaxVocab = 1 << 24;
 constexpr int64_t kMaxTotalExperts = 1 << 20;  // over all layers
 constexpr double kMaxParameters = 1e15;
 constexpr int64_t kMaxConfigBytes = 16 << 20;
+constexpr int kMaxNesting = 64;
 
 void ReadAttention(JsonFields& fields, const ModelFamily& family, ModelConfig* config,
                    ConfigReport* report) {
@@ -165,7 +166,7 @@ void SetEos(JsonFields& fields, ModelConfig* config, ConfigReport* report) {
                                            config->vocab_size, " and is ignored"));
     }
   }
-  config->eos_token_ids = std::move(ids);
+  if (!ids.empty()) config->eos_token_ids = std::move(ids);
 }
 
 void NoteOutsideVocabulary(const std::string& name, JsonFields& fields, const ModelConfig& config,
@@ -280,19 +281,49 @@ void ApplyGenerationConfig(std::string_view generation_json, ModelConfig* config
   SetEos(fields, config, report);
 }
 
+// Levels of brackets in a JSON text. The JSON library writes values by recursion, so deep ones must
+// be refused before.
+int NestingDepth(std::string_view text) {
+  int depth = 0;
+  int deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (in_string) {
+      if (text[i] == '\\') {
+        ++i;  // whatever is escaped
+      } else if (text[i] == '"') {
+        in_string = false;
+      }
+    } else if (text[i] == '"') {
+      in_string = true;
+    } else if (text[i] == '[' || text[i] == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (text[i] == ']' || text[i] == '}') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, int64_t max_bytes) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return absl::NotFoundError(absl::StrCat("cannot open ", path));
   const int64_t size = static_cast<int64_t>(file.tellg());
   // A folder opens but has no size.
-  if (size < 0 || size == INT64_MAX) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  if (size < 0 || size == INT64_MAX)
+    return absl::FailedPreconditionError(absl::StrCat("cannot read ", path));
   if (size > max_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, " has ", size, " bytes, more than ", max_bytes));
   }
   std::string text(static_cast<size_t>(size), '\0');
   file.seekg(0);
-  if (!file.read(text.data(), size)) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  if (!file.read(text.data(), size))
+    return absl::FailedPreconditionError(absl::StrCat("cannot read ", path));
+  if (const int depth = NestingDepth(text); depth > kMaxNesting) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is nested ", depth, " levels deep, more than ", kMaxNesting));
+  }
   return text;
 }
 
@@ -304,6 +335,7 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir) {
   ModelConfig config = ParseModelConfig(*text, &report);
   const absl::StatusOr<std::string> generation =
       ReadSmallFile(absl::StrCat(model_dir, "/generation_config.json"), kMaxConfigBytes);
+  if (!generation.ok() && !absl::IsNotFound(generation.status())) return generation.status();
   if (generation.ok() && report.refusals.empty())
     ApplyGenerationConfig(*generation, &config, &report);
   if (!report.refusals.empty()) {

@@ -105,7 +105,8 @@ void ApplyGenerationConfig(std::string_view generation_json, ModelConfig* config
 // there is no such file, kInvalidArgument with every refusal otherwise.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);
 
-// The whole file; kNotFound, or kInvalidArgument when it is larger than `max_bytes`.
+// A whole JSON file; kNotFound, or kInvalidArgument when it is larger than `max_bytes` or nested
+// too deep for a parser that recurses.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, int64_t max_bytes);
 
 // Parses "float32", "bfloat16" (also "torch.…").

@@ -1,5 +1,7 @@
 #include "worker/model_config.h"
 
+#include <filesystem>
+#include <fstream>
 #include <random>
 
 #include "absl/strings/str_cat.h"
@@ -237,6 +239,36 @@ TEST(ModelConfigTest, GenerationConfigReplacesEos) {
   ApplyGenerationConfig(R"({"eos_token_id": 3})", &parsed.config, &parsed.report);
   EXPECT_THAT(parsed.config.eos_token_ids, ElementsAre(3));
   EXPECT_THAT(parsed.report.refusals, IsEmpty());
+}
+
+TEST(ModelConfigTest, AGenerationConfigWithoutUsableIdsChangesNothing) {
+  json config = BaseConfig("Qwen3MoeForCausalLM");
+  config["eos_token_id"] = 5;
+  Parsed parsed = Parse(config);
+  for (const char* text : {R"({"eos_token_id": []})", R"({"eos_token_id": [100000]})"}) {
+    ApplyGenerationConfig(text, &parsed.config, &parsed.report);
+    EXPECT_THAT(parsed.config.eos_token_ids, ElementsAre(5)) << text;
+  }
+}
+
+TEST(ModelConfigTest, DeepNestingIsRefusedBeforeItIsRead) {
+  const std::string dir = testing::TempDir() + "/deep_config";
+  std::filesystem::create_directories(dir);
+  json config = BaseConfig("Qwen3MoeForCausalLM");
+  config["note"] = R"(brackets in strings [[[ "{{{ \ do not count)";
+  for (const bool deep : {false, true}) {
+    std::string text = config.dump();
+    if (deep) {
+      text.pop_back();
+      text += R"(,"x":)" + std::string(1'000'000, '[') + std::string(1'000'000, ']') + "}";
+    }
+    std::ofstream(dir + "/config.json") << text;
+    const auto loaded = LoadModelConfig(dir);
+    EXPECT_EQ(loaded.ok(), !deep) << loaded.status();
+    if (deep) {
+      EXPECT_THAT(std::string(loaded.status().message()), HasSubstr("1000001 levels"));
+    }
+  }
 }
 
 TEST(ModelConfigTest, MutatedConfigsNeverCrash) {
