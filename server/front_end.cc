@@ -59,16 +59,24 @@ absl::StatusOr<std::shared_ptr<const Engine>> FrontEnd::EngineForWork() {
   auto engine = this->engine();
   if (engine == nullptr) {
     metrics_.CountRejection(RejectionReason::kLoading);
-    return Health();
+    return Loading();
   }
   return engine;
+}
+
+void FrontEnd::StopPools() {
+  text_pool_.Stop();
+  output_pool_.Stop();
+}
+
+absl::Status FrontEnd::Loading() const {
+  return absl::UnavailableError(absl::StrCat("loading ", loading_percent_.load(), " %"));
 }
 
 absl::Status FrontEnd::Health() const {
   const auto engine = this->engine();
   if (draining_.load()) return absl::UnavailableError("the server is shutting down");
-  if (engine == nullptr)
-    return absl::UnavailableError(absl::StrCat("loading ", loading_percent_.load(), " %"));
+  if (engine == nullptr) return Loading();
   const SchedulerStats stats = engine->scheduler->Stats();
   if (stats.failed) return absl::UnavailableError("the engine has failed");
   const auto still = std::chrono::steady_clock::now() - stats.last_progress;

@@ -43,6 +43,7 @@ class FrontEnd {
   absl::StatusOr<std::shared_ptr<const Engine>> EngineForWork();
   // OK when tokens can be generated; else kUnavailable and why ("loading 43 %").
   absl::Status Health() const;
+  absl::Status Loading() const;  // kUnavailable: "loading 43 %"
   // `authorization`: the header or metadata as sent. Compares in constant time.
   absl::Status Authorize(std::string_view authorization) const;
 
@@ -51,6 +52,10 @@ class FrontEnd {
       const GenerationRequest& request, std::unique_ptr<GenerationConsumer> consumer);
   // Ends whatever still runs with an error for its client.
   void FailAll(const absl::Status& status);
+
+  // Joins the pools: text may still be worked on for clients that have gone, and the engine is
+  // about to go too.
+  void StopPools();
 
   Metrics& metrics() { return metrics_; }
   TaskPool& pool() { return text_pool_; }  // for work before a request is accepted

@@ -212,10 +212,8 @@ class Reactor final : public grpc::ServerWriteReactor<Response> {
   bool cancelled_ SY_GUARDED_BY(mu_) = false;
 };
 
-absl::Status Begin(FrontEnd* front_end, const absl::Status& authorized,
-                   absl::StatusOr<GenerationRequest> request, const std::shared_ptr<Call>& call,
-                   Reactor* reactor) {
-  if (!authorized.ok()) return authorized;
+absl::Status Begin(FrontEnd* front_end, absl::StatusOr<GenerationRequest> request,
+                   const std::shared_ptr<Call>& call, Reactor* reactor) {
   const auto engine = front_end->EngineForWork();
   if (!engine.ok()) return engine.status();
   if (!request.ok()) return request.status();
@@ -326,13 +324,18 @@ grpc::ServerWriteReactor<Response>* StartGrpcGenerate(FrontEnd* front_end, GrpcC
   const absl::Status authorized = front_end->Authorize(
       key == metadata.end() ? std::string_view()
                             : std::string_view(key->second.data(), key->second.size()));
+  if (!authorized.ok()) {
+    call->Finish(ToGrpcStatus(authorized));
+    reactor->Release();
+    return reactor;
+  }
   // The message may go when the call ends, which a client can cause at any time: the task has its
   // own copy.
-  front_end->pool().Post([front_end, call, reactor, authorized, arrival,
+  front_end->pool().Post([front_end, call, reactor, arrival,
                           copy = std::make_shared<const v1::GenerateRequest>(*message)] {
     auto request = FromProto(*copy);
     if (request.ok()) request->arrival = arrival;
-    const absl::Status status = Begin(front_end, authorized, std::move(request), call, reactor);
+    const absl::Status status = Begin(front_end, std::move(request), call, reactor);
     if (!status.ok()) call->Finish(ToGrpcStatus(status));
     reactor->Release();
   });

@@ -139,10 +139,10 @@ void HttpRoutes::Dispatch(const std::shared_ptr<const Call>& shared, const Route
   const std::string& method = call.request.method;
   const bool is_get = route.method == "GET";
   if (method != route.method && !(is_get && method == "HEAD")) {
-    call.Refuse(
-        405,
-        absl::StrCat(call.path, " takes ", std::string(route.method), ", not ", Printable(method)),
-        {{"Allow", is_get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS"}});
+    call.Refuse(405,
+                absl::StrCat(Printable(call.path), " takes ", std::string(route.method), ", not ",
+                             Printable(method)),
+                {{"Allow", is_get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS"}});
     return;
   }
   if (is_get) return (this->*route.handler)(call);
@@ -234,7 +234,7 @@ void HttpRoutes::Detokenize(const Call& call) {
 
 void HttpRoutes::ListModels(const Call& call) {
   const auto engine = front_end_->engine();
-  if (engine == nullptr) return call.Fail(front_end_->Health());
+  if (engine == nullptr) return call.Fail(front_end_->Loading());
   JsonWriter json;
   json.BeginObject().Member("object", "list").Key("data").BeginArray();
   WriteModel(*engine, started_unix_seconds_, json);
@@ -244,7 +244,7 @@ void HttpRoutes::ListModels(const Call& call) {
 
 void HttpRoutes::OneModel(const Call& call) {
   const auto engine = front_end_->engine();
-  if (engine == nullptr) return call.Fail(front_end_->Health());
+  if (engine == nullptr) return call.Fail(front_end_->Loading());
   const std::string id = PercentDecode(call.path.substr(kModelPrefix.size()));
   if (id != engine->model.name) {
     return call.Fail(WithErrorCode(

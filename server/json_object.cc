@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "absl/strings/str_cat.h"
 #include "server/api_error.h"
@@ -136,9 +137,19 @@ nlohmann::ordered_json ToNlohmann(element value) {
       return out;
     }
     case element_type::OBJECT: {
+      // An ordered_json finds a key by looking at all: appended here, with an index of our own, so
+      // that a huge object takes linear time. The last of equal keys wins.
       auto out = nlohmann::ordered_json::object();
-      for (const auto& [key, item] : simdjson::dom::object(value))
-        out[std::string(key)] = ToNlohmann(item);
+      auto& members = out.get_ref<nlohmann::ordered_json::object_t&>();
+      std::unordered_map<std::string_view, size_t> index;
+      for (const auto& [key, item] : simdjson::dom::object(value)) {
+        const auto [at, is_new] = index.emplace(key, members.size());
+        if (is_new) {
+          members.emplace_back(std::string(key), ToNlohmann(item));
+        } else {
+          (members.begin() + static_cast<std::ptrdiff_t>(at->second))->second = ToNlohmann(item);
+        }
+      }
       return out;
     }
     case element_type::STRING:

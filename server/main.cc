@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -305,6 +306,7 @@ int RunGenerateCommand(const GenerateFlags& flags) {
   GenerationRequest request = flags.request;
   request.chat = flags.chat;
   if (flags.chat) {
+    request.conversation.now_unix_seconds = std::time(nullptr);
     request.conversation.messages = {{{"role", "user"}, {"content", flags.prompt}}};
   } else {
     request.prompts = {PromptInput{.text = flags.prompt, .ids = {}}};

@@ -87,7 +87,7 @@ void Server::Shutdown() {
   }
   state.grpc.Stop(std::chrono::system_clock::now() + kGoodbye);
   state.http.Stop();
-  state.front_end.pool().Stop();  // a prompt may still be tokenized for a client that has gone
+  state.front_end.StopPools();
 }
 
 }  // namespace switchyard

@@ -14,6 +14,8 @@
 namespace switchyard {
 namespace {
 
+constexpr std::ptrdiff_t kMaxArgumentMembers = 1000;  // colons in a tool call's arguments
+
 namespace fs = std::filesystem;
 using jinja::Str;
 using jinja::Value;
@@ -97,8 +99,10 @@ void ParseToolArguments(nlohmann::ordered_json* message) {
     if (function == call.end() || !function->is_object()) continue;
     const auto arguments = function->find("arguments");
     if (arguments == function->end() || !arguments->is_string()) continue;
-    auto parsed =
-        nlohmann::ordered_json::parse(arguments->get_ref<const std::string&>(), nullptr, false);
+    // Building an ordered object takes quadratic time: what is huge stays text.
+    const std::string& text = arguments->get_ref<const std::string&>();
+    if (std::count(text.begin(), text.end(), ':') > kMaxArgumentMembers) continue;
+    auto parsed = nlohmann::ordered_json::parse(text, nullptr, false);
     if (parsed.is_object()) *arguments = std::move(parsed);
   }
 }
