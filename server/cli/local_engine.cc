@@ -1,0 +1,105 @@
+#include "server/cli/local_engine.h"
+
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <utility>
+
+#include "server/cli/front_end_flags.h"
+
+namespace switchyard {
+namespace {
+
+// The scheduler's view of the workers in this process.
+class CellClient final : public WorkerClient {
+ public:
+  explicit CellClient(LocalCell* cell) : cell_(cell) {}
+  int32_t num_attention_workers() const override { return cell_->num_attention_workers(); }
+  uint64_t progress() const override { return cell_->progress(); }
+  void Execute(int32_t worker, StepPlan plan) override { cell_->Execute(worker, std::move(plan)); }
+  void SetResultCallback(std::function<void(StepResult)> on_result) override {
+    cell_->SetResultCallback(std::move(on_result));
+  }
+
+ private:
+  LocalCell* const cell_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LocalEngine>> LoadLocalEngine(
+    LocalEngineFlags flags, const LocalEngineNames& names,
+    const std::function<void(int)>& percent) {
+  auto loaded = std::make_unique<LocalEngine>();
+  auto text = LoadModelText(flags.cell.model_dir, names.chat_template);
+  if (!text.ok()) return text.status();
+  loaded->text = *std::move(text);
+
+  flags.cell.max_num_seqs = flags.scheduler.max_num_seqs;
+  flags.cell.max_num_batched_tokens = flags.scheduler.max_num_batched_tokens;
+  flags.cell.progress = [&percent](int64_t done, int64_t total) {
+    percent(total > 0 ? static_cast<int>(done * 100 / total) : 100);
+  };
+  auto cell = LocalCell::Create(flags.cell);
+  if (!cell.ok()) return cell.status();
+  loaded->cell = *std::move(cell);
+  loaded->client = std::make_unique<CellClient>(loaded->cell.get());
+
+  Engine& engine = loaded->engine;
+  engine.model = loaded->cell->model_info();
+  if (!names.served_model_name.empty()) engine.model.name = names.served_model_name;
+  loaded->text.Bind(&engine);
+  engine.num_attention_workers = flags.cell.attention_workers;
+  engine.num_expert_workers = flags.cell.expert_workers;
+  loaded->scheduler =
+      std::make_unique<Scheduler>(flags.scheduler, engine.model, loaded->client.get());
+  engine.scheduler = loaded->scheduler.get();
+  spdlog::info("{}: {}, {}, {} attention and {} expert workers, {} KV blocks of {} tokens each",
+               engine.model.name, engine.model.architecture, engine.model.numerics_id,
+               engine.num_attention_workers, engine.num_expert_workers, engine.model.num_kv_blocks,
+               engine.model.block_size);
+  return loaded;
+}
+
+void AddComputeFlags(CLI::App* app, CellOptions* cell, std::string* device) {
+  app->add_option("--threads", cell->threads, "compute threads in total (0: all cores)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+  app->add_option("--device", *device, "auto or cpu (this build computes on the CPU)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "cpu"}));
+  app->add_option("--isa", cell->isa,
+                  "instruction path: auto, avx512, avx2 or portable; equal bits hold within one")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "avx512", "avx2", "portable"}));
+  app->add_option("--dtype", cell->dtype, "auto (as stored), float32 or bfloat16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+}
+
+void AddLocalEngineFlags(CLI::App* app, LocalEngineFlags* flags) {
+  CellOptions& cell = flags->cell;
+  AddModelFlag(app, &cell.model_dir);
+  app->add_option("--attention-workers", cell.attention_workers,
+                  "attention workers; each serves a share of the sequences")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  app->add_option("--expert-workers", cell.expert_workers,
+                  "expert workers; each holds a share of the experts")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 256));
+  AddComputeFlags(app, &cell, &flags->device);
+  app->add_option("--max-model-len", cell.max_model_len,
+                  "prompt + output tokens of a sequence (0: as the model says)")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app->add_option("--kv-cache-memory", cell.kv_cache_memory,
+                  "KV cache of all attention workers, e.g. 2GiB (0: what the sequences can use, at "
+                  "most half of the free memory)")
+      ->capture_default_str()
+      ->transform(CLI::AsSizeValue(false));
+  AddStepFlags(app, &flags->scheduler);
+}
+
+}  // namespace switchyard
