@@ -287,6 +287,10 @@ int64_t Checkpoint::StoredBytes(const TensorKey& key) const {
   return static_cast<int64_t>(Find(key).bytes.size());
 }
 
+std::span<const std::byte> Checkpoint::StoredData(const TensorKey& key) const {
+  return Find(key).bytes;
+}
+
 StoredDType Checkpoint::stored_dtype(const TensorKey& key) const { return Find(key).dtype; }
 
 }  // namespace switchyard

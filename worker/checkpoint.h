@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace switchyard {
 
 class Checkpoint {
  public:
+  Checkpoint() = default;  // holds nothing
   // Reads DIR/model.safetensors.index.json and its files, or DIR/model.safetensors.
   static absl::StatusOr<Checkpoint> Open(const std::string& model_dir, const ModelConfig& config);
 
@@ -35,6 +37,8 @@ class Checkpoint {
   Loaded Load(const TensorKey& key, DType dtype) const;
   // Bytes of the tensor in the file, for progress.
   int64_t StoredBytes(const TensorKey& key) const;
+  // The bytes themselves, as they are in the file.
+  std::span<const std::byte> StoredData(const TensorKey& key) const;
   StoredDType stored_dtype(const TensorKey& key) const;
 
  private:

@@ -1,16 +1,13 @@
 #include "worker/local_cell.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <limits>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
-#include "spdlog/spdlog.h"
-#include "worker/checkpoint.h"
 #include "worker/kv_cache.h"
-#include "worker/model_config.h"
+#include "worker/model_facts.h"
 #include "worker/weights.h"
 
 namespace switchyard {
@@ -32,7 +29,6 @@ absl::Status CheckOptions(const CellOptions& options) {
        {CheckRange("attention workers", options.attention_workers, 1, kMaxWorkers),
         CheckRange("expert workers", options.expert_workers, 1, kMaxWorkers),
         CheckRange("threads", options.threads, 0, kMaxThreads),
-        CheckRange("max_model_len", options.max_model_len, 0, 1 << 27),
         CheckRange("max_num_seqs", options.max_num_seqs, 1, 1 << 20),
         CheckRange("max_num_batched_tokens", options.max_num_batched_tokens, 1, kMaxBatchedTokens),
         CheckRange("kv_cache_memory", options.kv_cache_memory, 0, INT64_MAX / 2)}) {
@@ -41,42 +37,10 @@ absl::Status CheckOptions(const CellOptions& options) {
   return absl::OkStatus();
 }
 
-// "auto": the type that the config states, or that of the embedding when it states none.
-absl::StatusOr<DType> ChooseDType(const std::string& name, const ModelConfig& config,
-                                  const Checkpoint& checkpoint) {
-  if (name != "auto") return ParseDType(name);
-  if (config.stored_dtype.empty()) {
-    return checkpoint.stored_dtype({TensorRole::kEmbedding}) == StoredDType::kBF16 ? DType::kBF16
-                                                                                   : DType::kF32;
-  }
-  if (config.stored_dtype == "float16") spdlog::info("float16 weights are computed in float32");
-  return config.dtype;
-}
-
-absl::StatusOr<int32_t> ChooseMaxModelLen(int requested, const ModelConfig& config) {
-  const int64_t limit = config.max_position;
-  if (requested > limit) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "max_model_len ", requested, " exceeds the model's max_position_embeddings ", limit));
-  }
-  return static_cast<int32_t>(requested > 0 ? requested : limit);
-}
-
-std::string BaseName(const std::string& dir) {
-  const std::filesystem::path path =
-      std::filesystem::path(dir + "/.").lexically_normal().parent_path();
-  const std::string name = path.filename().string();
-  return name.empty() || name == "." || name == ".." ? "model" : name;
-}
-
 }  // namespace
 
 struct LocalCell::Parts {
-  ModelConfig config;
-  DType dtype = DType::kF32;
-  int32_t max_model_len = 0;
-  int32_t num_kv_blocks = 0;
-  int64_t kv_bytes_per_block = 0;
+  OpenedModel model;
   CellRanks ranks;
   std::unique_ptr<ThreadPool> pool;
   std::vector<std::unique_ptr<ComputeBackend>> backends;  // one per rank
@@ -90,10 +54,10 @@ struct LocalCell::Parts {
 };
 
 ExchangeShape LocalCell::Parts::Shape(const CellOptions& options) const {
-  return {.row_bytes =
-              static_cast<int32_t>(config.hidden_size * static_cast<int64_t>(DTypeSize(dtype))),
-          .num_experts = config.moe.routing.num_experts,
-          .top_k = config.moe.routing.top_k,
+  return {.row_bytes = static_cast<int32_t>(model.config.hidden_size *
+                                            static_cast<int64_t>(DTypeSize(model.dtype))),
+          .num_experts = model.config.moe.routing.num_experts,
+          .top_k = model.config.moe.routing.top_k,
           .max_rows = options.max_num_batched_tokens};
 }
 
@@ -109,8 +73,8 @@ absl::Status LocalCell::Parts::MakeBackends(const CellOptions& options) {
 }
 
 absl::Status LocalCell::Parts::ChoosePlacement(const CellOptions& options) {
-  const int32_t layers = static_cast<int32_t>(config.num_moe_layers());
-  const int32_t experts = config.moe.routing.num_experts;
+  const int32_t layers = model.info.num_moe_layers;
+  const int32_t experts = model.info.num_experts;
   placement = options.placement;
   if (placement == nullptr) {
     placement = std::make_shared<ExpertPlacement>(
@@ -127,25 +91,22 @@ absl::Status LocalCell::Parts::ChoosePlacement(const CellOptions& options) {
 }
 
 absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
-  absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_dir);
-  if (!config.ok()) return config.status();
-  parts->config = *std::move(config);
-  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options.model_dir, parts->config);
-  if (!checkpoint.ok()) return checkpoint.status();
-  const absl::StatusOr<DType> dtype = ChooseDType(options.dtype, parts->config, *checkpoint);
-  if (!dtype.ok()) return dtype.status();
-  parts->dtype = *dtype;
-  const absl::StatusOr<int32_t> max_model_len =
-      ChooseMaxModelLen(options.max_model_len, parts->config);
-  if (!max_model_len.ok()) return max_model_len.status();
-  parts->max_model_len = *max_model_len;
+  absl::StatusOr<OpenedModel> model = OpenModel({.model_dir = options.model_dir,
+                                                 .dtype = options.dtype,
+                                                 .isa = options.isa,
+                                                 .max_model_len = options.max_model_len});
+  if (!model.ok()) return model.status();
+  parts->model = *std::move(model);
   if (absl::Status status = parts->ChoosePlacement(options); !status.ok()) return status;
   if (absl::Status status = parts->MakeBackends(options); !status.ok()) return status;
   if (absl::Status status = PlanMemory(options, parts); !status.ok()) return status;
 
-  int64_t total = AttentionBytes(*checkpoint, parts->config);
+  const Checkpoint& checkpoint = parts->model.checkpoint;
+  const ModelConfig& config = parts->model.config;
+  const DType dtype = parts->model.dtype;
+  int64_t total = AttentionBytes(checkpoint, config);
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
-    total += ExpertBytes(*checkpoint, parts->config, *parts->placement, e);
+    total += ExpertBytes(checkpoint, config, *parts->placement, e);
   }
   int64_t done = 0;
   const LoadProgress progress = [&](int64_t bytes) {
@@ -153,17 +114,17 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
     if (options.progress) options.progress(done, total);
   };
   ComputeBackend* backend = parts->backends.front().get();
-  parts->attention_weights = LoadAttentionWeights(*checkpoint, parts->config, parts->dtype,
-                                                  parts->max_model_len, backend, progress);
+  parts->attention_weights = LoadAttentionWeights(
+      checkpoint, config, dtype, parts->model.info.max_model_len, backend, progress);
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
-    parts->expert_weights.push_back(LoadExpertWeights(*checkpoint, parts->config, parts->dtype,
-                                                      *parts->placement, e, backend, progress));
+    parts->expert_weights.push_back(
+        LoadExpertWeights(checkpoint, config, dtype, *parts->placement, e, backend, progress));
   }
   return absl::OkStatus();
 }
 
 absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
-  const ModelConfig& config = parts->config;
+  const ModelConfig& config = parts->model.config;
   const CellRanks& ranks = parts->ranks;
   if (int64_t{options.max_num_batched_tokens} * config.moe.routing.top_k > kMaxCopies) {
     return absl::InvalidArgumentError(
@@ -171,13 +132,14 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
                      config.moe.routing.top_k, " experts exceeds ", kMaxCopies));
   }
   const ExchangeShape shape = parts->Shape(options);
-  int64_t weights = AttentionMemoryBytes(config, parts->dtype, parts->max_model_len);
+  int64_t weights =
+      AttentionMemoryBytes(config, parts->model.dtype, parts->model.info.max_model_len);
   for (int32_t e = 0; e < ranks.num_experts; ++e) {
-    weights += ExpertMemoryBytes(config, parts->dtype, *parts->placement, e);
+    weights += ExpertMemoryBytes(config, parts->model.dtype, *parts->placement, e);
   }
   const int64_t buffers =
       ranks.num_attention *
-          (Decoder::WorkspaceBytes(config, parts->dtype, options.max_num_batched_tokens) +
+          (Decoder::WorkspaceBytes(config, parts->model.dtype, options.max_num_batched_tokens) +
            MoeExchange::BufferBytes(shape, ranks)) +
       ranks.num_experts * ExpertWorker::BufferBytes(shape, ranks);
   const int64_t available = AvailableMemoryBytes();
@@ -187,16 +149,15 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
                      options.max_num_batched_tokens, " rows a step) take ", weights + buffers,
                      " bytes, but ", available, " bytes of memory are available"));
   }
-  parts->kv_bytes_per_block = KvBytesPerBlock(config, parts->dtype, *parts->backends.front());
   const absl::StatusOr<int32_t> blocks =
       PlanKvBlocks({.requested_bytes = options.kv_cache_memory,
                     .available_bytes = available - weights - buffers,
-                    .bytes_per_block = parts->kv_bytes_per_block,
-                    .max_model_len = parts->max_model_len,
+                    .bytes_per_block = parts->model.kv_bytes_per_block,
+                    .max_model_len = parts->model.info.max_model_len,
                     .max_num_seqs = options.max_num_seqs,
                     .num_workers = ranks.num_attention});
   if (!blocks.ok()) return blocks.status();
-  parts->num_kv_blocks = *blocks;
+  parts->model.info.num_kv_blocks = *blocks;
   return absl::OkStatus();
 }
 
@@ -207,22 +168,7 @@ absl::StatusOr<std::unique_ptr<LocalCell>> LocalCell::Create(const CellOptions& 
   if (absl::Status status = Load(options, &parts); !status.ok()) return status;
   // The constructor is private, so make_unique cannot reach it.
   std::unique_ptr<LocalCell> cell(new LocalCell());
-  const ModelConfig& config = parts.config;
-  cell->info_ = {.name = BaseName(options.model_dir),
-                 .architecture = config.architecture,
-                 .numerics_id = absl::StrCat(parts.backends.front()->numerics_id(), "/",
-                                             DTypeName(parts.dtype)),
-                 .dtype = DTypeName(parts.dtype),
-                 .vocab_size = static_cast<int32_t>(config.vocab_size),
-                 .max_model_len = parts.max_model_len,
-                 .num_layers = static_cast<int32_t>(config.num_layers),
-                 .num_moe_layers = static_cast<int32_t>(config.num_moe_layers()),
-                 .num_experts = config.moe.routing.num_experts,
-                 .top_k = config.moe.routing.top_k,
-                 .block_size = kKvBlockSize,
-                 .kv_bytes_per_token = parts.kv_bytes_per_block / kKvBlockSize,
-                 .num_kv_blocks = parts.num_kv_blocks,
-                 .eos_token_ids = config.eos_token_ids};
+  cell->info_ = parts.model.info;
   cell->StartWorkers(options, &parts);
   return cell;
 }
@@ -231,7 +177,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   pool_ = std::move(parts->pool);
   communicators_ =
       MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
-  const int64_t hidden = parts->config.hidden_size;
+  const int64_t hidden = parts->model.config.hidden_size;
   const ExchangeShape shape = parts->Shape(options);
   const auto fail = [this](const absl::Status& reason) { Fail(reason); };
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
@@ -256,8 +202,8 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                           .num_blocks = info_.num_kv_blocks},
                                .exchange = shape,
                                .ranks = parts->ranks},
-        parts->config, parts->attention_weights, parts->placement, std::move(parts->backends[rank]),
-        communicators_[rank].get(),
+        parts->model.config, parts->attention_weights, parts->placement,
+        std::move(parts->backends[rank]), communicators_[rank].get(),
         AttentionWorker::Callbacks{
             .on_result = [this](StepResult result) { on_result_(std::move(result)); },
             .on_failure = fail}));
