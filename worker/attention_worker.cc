@@ -19,16 +19,15 @@ TokenLogprob ToLogprob(int32_t token, SampledToken sampled) {
 AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                                  std::shared_ptr<const AttentionWeights> weights,
                                  std::shared_ptr<const ExpertPlacement> placement,
-                                 std::unique_ptr<ComputeBackend> backend,
+                                 std::unique_ptr<ComputeBackend> backend, KvCache* kv,
                                  Communicator* communicator, Callbacks callbacks)
     : options_(options),
       callbacks_(std::move(callbacks)),
       backend_(std::move(backend)),
-      kv_(MakeKvCacheShape(config, weights->dtype, options.limits.num_blocks), config.num_layers,
-          *backend_),
       exchange_(options.exchange, weights->dtype, options.ranks, std::move(placement),
                 communicator),
-      decoder_(config, std::move(weights), options.max_rows, backend_.get(), &kv_, &exchange_),
+      decoder_(config, std::move(weights), options.max_rows, backend_.get(), kv, &exchange_,
+               options_.counters.get()),
       table_(options.limits),
       thread_([this] { Run(); }) {}
 
@@ -39,11 +38,13 @@ AttentionWorker::~AttentionWorker() {
     changed_.NotifyAll();
   }
   thread_.join();
+  options_.counters->steps.fetch_sub(static_cast<int64_t>(queue_.size()));
 }
 
 void AttentionWorker::Execute(StepPlan plan) {
   MutexLock lock(mu_);
   SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);
+  options_.counters->steps.fetch_add(1);
   queue_.push_back(std::move(plan));
   changed_.NotifyAll();
 }
@@ -59,7 +60,9 @@ void AttentionWorker::Run() {
       plan = std::move(queue_.front());
       queue_.pop_front();
     }
-    callbacks_.on_result(RunStep(plan));
+    StepResult result = RunStep(plan);
+    options_.counters->steps.fetch_sub(1);
+    callbacks_.on_result(std::move(result));
   }
 }
 
@@ -98,6 +101,7 @@ absl::Status AttentionWorker::ComputeStep(const StepPlan& plan, StepResult* resu
                            .routing_profiles = profiles_,
                            .sequences = sequences_};
   if (absl::Status status = decoder_.Forward(plan.header, batch); !status.ok()) return status;
+  options_.counters->rows.fetch_add(tokens_.size(), std::memory_order_relaxed);
 
   for (const SequenceWork& work : plan.work) {
     SequenceResult& out = result->results.emplace_back();

@@ -1,6 +1,8 @@
-// AttentionWorker: the attention role. Serves a subset of the sequences: keeps their KV and token
-// ids, runs each StepPlan through the Decoder and samples. One owner thread of its own; Execute and
-// Stop may be called from any thread and only enqueue. Steps run strictly in order.
+// AttentionWorker: the attention role in one epoch. Serves a subset of the sequences: keeps their
+// token ids, runs each StepPlan through the Decoder and samples. Their KV is in a cache that it is
+// given: it stays when the epoch ends, and the next epoch's plans say whose blocks are whose. One
+// owner thread of its own; Execute may be called from any thread and only enqueues. Steps run
+// strictly in order.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +20,7 @@
 #include "proto/step_plan.h"
 #include "worker/decoder.h"
 #include "worker/sequence_table.h"
+#include "worker/worker_counters.h"
 
 namespace switchyard {
 
@@ -27,6 +30,7 @@ struct AttentionWorkerOptions {
   SequenceLimits limits;
   ExchangeShape exchange;
   CellRanks ranks;
+  std::shared_ptr<WorkerCounters> counters;
 };
 
 class AttentionWorker {
@@ -37,19 +41,18 @@ class AttentionWorker {
         on_failure;  // before the result that carries the error
   };
 
-  // Starts the thread. The communicator is this rank's.
+  // Starts the thread. The communicator is this rank's. `kv` and `communicator` must outlive it.
+  // REQUIRES: options.limits.num_blocks blocks in `kv`.
   AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                   std::shared_ptr<const AttentionWeights> weights,
                   std::shared_ptr<const ExpertPlacement> placement,
-                  std::unique_ptr<ComputeBackend> backend, Communicator* communicator,
+                  std::unique_ptr<ComputeBackend> backend, KvCache* kv, Communicator* communicator,
                   Callbacks callbacks);
   // REQUIRES: its communicator was aborted or no step runs, or this waits for the step's end.
   ~AttentionWorker();
 
   // At most kMaxQueuedSteps may be waiting.
   void Execute(StepPlan plan);
-  // Layers computed; any thread. Rises while a step makes progress.
-  uint64_t progress() const { return decoder_.progress(); }
 
  private:
   static constexpr size_t kMaxQueuedSteps = 8;
@@ -68,7 +71,6 @@ class AttentionWorker {
   const std::unique_ptr<ComputeBackend> backend_;
 
   // Owner thread only.
-  KvCache kv_;
   MoeExchange exchange_;
   Decoder decoder_;
   SequenceTable table_;

@@ -25,7 +25,8 @@ void Clamp(const Tensor& x, float limit) {
 }  // namespace
 
 Decoder::Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeights> weights,
-                 int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange)
+                 int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange,
+                 WorkerCounters* counters)
     : config_(config),
       weights_(std::move(weights)),
       act_(weights_->dtype),
@@ -33,7 +34,8 @@ Decoder::Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeigh
       backend_(backend),
       kv_(kv),
       exchange_(exchange),
-      router_(config.moe.routing) {
+      router_(config.moe.routing),
+      counters_(counters) {
   const AttentionConfig& a = config_.attention;
   const int64_t hidden = config_.hidden_size;
   const auto rows = [&](int64_t columns, DType dtype) {
@@ -87,7 +89,7 @@ absl::Status Decoder::Forward(const StepHeader& step, const DecoderBatch& batch)
     } else if (absl::Status status = Moe(step, moe_layer++, weights, batch); !status.ok()) {
       return status;
     }
-    progress_.fetch_add(1, std::memory_order_relaxed);
+    counters_->progress.fetch_add(1, std::memory_order_relaxed);
   }
   return absl::OkStatus();
 }

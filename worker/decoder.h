@@ -4,7 +4,6 @@
 // attention worker, used on its thread only.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -18,6 +17,7 @@
 #include "worker/model_config.h"
 #include "worker/moe_exchange.h"
 #include "worker/weights.h"
+#include "worker/worker_counters.h"
 
 namespace switchyard {
 
@@ -35,9 +35,10 @@ class Decoder {
   // Logits are computed for at most this many rows at a time.
   static constexpr int64_t kMaxLogitsRows = 64;
 
-  // `backend`, `kv` and `exchange` must outlive it.
+  // `backend`, `kv`, `exchange` and `counters` must outlive it.
   Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeights> weights,
-          int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange);
+          int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange,
+          WorkerCounters* counters);
 
   // Bytes of its work space.
   static int64_t WorkspaceBytes(const ModelConfig& config, DType act, int32_t max_rows);
@@ -47,8 +48,6 @@ class Decoder {
   // Final norm and lm_head of some rows of the last Forward: [rows.size(), vocab] float32, valid
   // until the next call. REQUIRES: 1 <= rows.size() <= kMaxLogitsRows.
   Tensor Logits(std::span<const int32_t> rows);
-  // Layers computed since construction; any thread.
-  uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
 
  private:
   void Attention(int64_t layer, const DecoderBatch& batch);
@@ -68,8 +67,7 @@ class Decoder {
   KvCache* const kv_;
   MoeExchange* const exchange_;
   const RoutingPolicy router_;
-
-  std::atomic<uint64_t> progress_{0};
+  WorkerCounters* const counters_;
 
   // Work space, [max_rows, …].
   Buffer residual_;                     // [rows, hidden] float32

@@ -55,6 +55,7 @@ ExpertWorker::~ExpertWorker() {
     changed_.NotifyAll();
   }
   thread_.join();
+  options_.counters->steps.fetch_sub(static_cast<int64_t>(queue_.size()));
 }
 
 int64_t ExpertWorker::BufferBytes(const ExchangeShape& shape, const CellRanks& ranks) {
@@ -66,6 +67,7 @@ int64_t ExpertWorker::BufferBytes(const ExchangeShape& shape, const CellRanks& r
 void ExpertWorker::Execute(StepHeader step) {
   MutexLock lock(mu_);
   SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);
+  options_.counters->steps.fetch_add(1);
   queue_.push_back(std::move(step));
   changed_.NotifyAll();
 }
@@ -81,9 +83,11 @@ void ExpertWorker::Run() {
       step = std::move(queue_.front());
       queue_.pop_front();
     }
-    if (!failed_.ok()) continue;  // the cell has failed: nobody waits for an answer
-    failed_ = RunStep(step);
-    if (!failed_.ok()) on_failure_(failed_);
+    if (failed_.ok()) {  // else the epoch has failed: nobody waits for an answer
+      failed_ = RunStep(step);
+      if (!failed_.ok()) on_failure_(failed_);
+    }
+    options_.counters->steps.fetch_sub(1);
   }
 }
 
@@ -104,6 +108,7 @@ absl::Status ExpertWorker::RunLayer(const StepHeader& step, int32_t layer) {
   if (absl::Status status = Receive(step, key); !status.ok()) return status;
   if (absl::Status status = Plan(step, key); !status.ok()) return status;
   Compute(layer);
+  options_.counters->progress.fetch_add(1, std::memory_order_relaxed);
   return Answer(step, key);
 }
 
@@ -171,11 +176,17 @@ void ExpertWorker::Compute(int32_t layer) {
     });
   }
   groups_.clear();
+  WorkerCounters& counters = *options_.counters;
+  counters.rows.fetch_add(static_cast<uint64_t>(batch_.num_rows), std::memory_order_relaxed);
   for (const ExpertBatch::Group& group : batch_.groups) {
-    const MlpWeights& mlp =
-        weights_->experts[static_cast<size_t>(layer)][static_cast<size_t>(group.expert)];
-    SY_CHECK_GT(mlp.width, 0);
-    groups_.push_back({&mlp, group.begin, group.end});
+    const size_t expert = static_cast<size_t>(group.expert);
+    const MlpWeights* mlp = weights_->experts[static_cast<size_t>(layer)][expert].get();
+    SY_CHECK(mlp != nullptr);
+    groups_.push_back({mlp, group.begin, group.end});
+    const size_t load =
+        static_cast<size_t>(layer) * static_cast<size_t>(options_.exchange.num_experts) + expert;
+    counters.expert_copies[load].fetch_add(static_cast<uint64_t>(group.end - group.begin),
+                                           std::memory_order_relaxed);
   }
   backend_->GroupedMlp(grouped_.View(weights_->dtype, {batch_.num_rows, options_.hidden}), groups_,
                        results_.View(weights_->dtype, {batch_.num_rows, options_.hidden}));

@@ -22,6 +22,7 @@
 #include "proto/step_plan.h"
 #include "worker/moe_exchange.h"
 #include "worker/weights.h"
+#include "worker/worker_counters.h"
 
 namespace switchyard {
 
@@ -31,6 +32,7 @@ struct ExpertWorkerOptions {
   int64_t hidden = 0;
   ExchangeShape exchange;
   CellRanks ranks;
+  std::shared_ptr<WorkerCounters> counters;
 };
 
 class ExpertWorker {

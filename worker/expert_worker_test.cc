@@ -34,7 +34,7 @@ class ExpertWorkerTest : public testing::Test {
     for (int32_t e = 0; e < kExperts; ++e) {
       Tensor up(ones.data(), DType::kF32, {kWidth, kHidden});
       Tensor down(ones.data(), DType::kF32, {kHidden, kWidth});
-      weights->experts[0].push_back(backend->PackMlp(up, up, down));
+      weights->experts[0].push_back(std::make_shared<MlpWeights>(backend->PackMlp(up, up, down)));
       for (float& w : ones) w *= -2.0f;
     }
     backend->Synchronize();
@@ -43,7 +43,8 @@ class ExpertWorkerTest : public testing::Test {
                             .num_moe_layers = 1,
                             .hidden = kHidden,
                             .exchange = kShape,
-                            .ranks = {.num_attention = 1, .num_experts = 1}},
+                            .ranks = {.num_attention = 1, .num_experts = 1},
+                            .counters = std::make_shared<WorkerCounters>(kExperts)},
         weights, placement_, std::move(backend), &pool_, communicators_[1].get(),
         [this](const absl::Status& status) {
           MutexLock lock(mu_);

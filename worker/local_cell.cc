@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "worker/kv_cache.h"
+#include "worker/memory_plan.h"
 #include "worker/model_facts.h"
 #include "worker/weights.h"
 
@@ -15,8 +16,6 @@ namespace {
 
 constexpr int kMaxWorkers = 256;
 constexpr int kMaxThreads = 1024;
-constexpr int kMaxBatchedTokens = 1 << 20;
-constexpr int64_t kMaxCopies = 1 << 30;  // rows of an exchange are numbered in int32
 
 absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
@@ -50,16 +49,7 @@ struct LocalCell::Parts {
 
   absl::Status MakeBackends(const CellOptions& options);
   absl::Status ChoosePlacement(const CellOptions& options);
-  ExchangeShape Shape(const CellOptions& options) const;
 };
-
-ExchangeShape LocalCell::Parts::Shape(const CellOptions& options) const {
-  return {.row_bytes = static_cast<int32_t>(model.config.hidden_size *
-                                            static_cast<int64_t>(DTypeSize(model.dtype))),
-          .num_experts = model.config.moe.routing.num_experts,
-          .top_k = model.config.moe.routing.top_k,
-          .max_rows = options.max_num_batched_tokens};
-}
 
 absl::Status LocalCell::Parts::MakeBackends(const CellOptions& options) {
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -124,38 +114,25 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
 }
 
 absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
-  const ModelConfig& config = parts->model.config;
-  const CellRanks& ranks = parts->ranks;
-  if (int64_t{options.max_num_batched_tokens} * config.moe.routing.top_k > kMaxCopies) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_num_batched_tokens ", options.max_num_batched_tokens, " x top ",
-                     config.moe.routing.top_k, " experts exceeds ", kMaxCopies));
+  MemoryUse use = {.attention_workers = parts->ranks.num_attention,
+                   .expert_workers = parts->ranks.num_experts,
+                   .expert_weights_bytes = 0,
+                   .kv_bytes = 0,
+                   .ranks = parts->ranks,
+                   .max_rows = options.max_num_batched_tokens};
+  for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
+    use.expert_weights_bytes +=
+        ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e);
   }
-  const ExchangeShape shape = parts->Shape(options);
-  int64_t weights =
-      AttentionMemoryBytes(config, parts->model.dtype, parts->model.info.max_model_len);
-  for (int32_t e = 0; e < ranks.num_experts; ++e) {
-    weights += ExpertMemoryBytes(config, parts->model.dtype, *parts->placement, e);
-  }
-  const int64_t buffers =
-      ranks.num_attention *
-          (Decoder::WorkspaceBytes(config, parts->model.dtype, options.max_num_batched_tokens) +
-           MoeExchange::BufferBytes(shape, ranks)) +
-      ranks.num_experts * ExpertWorker::BufferBytes(shape, ranks);
-  const int64_t available = AvailableMemoryBytes();
-  if (weights + buffers > available) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("weights of ", weights, " bytes and buffers of ", buffers, " bytes (for ",
-                     options.max_num_batched_tokens, " rows a step) take ", weights + buffers,
-                     " bytes, but ", available, " bytes of memory are available"));
-  }
+  const absl::StatusOr<int64_t> left = MemoryLeft(parts->model, use, AvailableMemoryBytes());
+  if (!left.ok()) return left.status();
   const absl::StatusOr<int32_t> blocks =
       PlanKvBlocks({.requested_bytes = options.kv_cache_memory,
-                    .available_bytes = available - weights - buffers,
+                    .available_bytes = *left,
                     .bytes_per_block = parts->model.kv_bytes_per_block,
                     .max_model_len = parts->model.info.max_model_len,
                     .max_num_seqs = options.max_num_seqs,
-                    .num_workers = ranks.num_attention});
+                    .num_workers = parts->ranks.num_attention});
   if (!blocks.ok()) return blocks.status();
   parts->model.info.num_kv_blocks = *blocks;
   return absl::OkStatus();
@@ -178,21 +155,28 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   communicators_ =
       MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
   const int64_t hidden = parts->model.config.hidden_size;
-  const ExchangeShape shape = parts->Shape(options);
+  const ExchangeShape shape = MakeExchangeShape(parts->model, options.max_num_batched_tokens);
   const auto fail = [this](const absl::Status& reason) { Fail(reason); };
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     const size_t rank = static_cast<size_t>(parts->ranks.OfExpert(e));
     experts_.push_back(std::make_unique<ExpertWorker>(
-        ExpertWorkerOptions{.expert_rank = e,
-                            .num_moe_layers = info_.num_moe_layers,
-                            .hidden = hidden,
-                            .exchange = shape,
-                            .ranks = parts->ranks},
+        ExpertWorkerOptions{
+            .expert_rank = e,
+            .num_moe_layers = info_.num_moe_layers,
+            .hidden = hidden,
+            .exchange = shape,
+            .ranks = parts->ranks,
+            .counters = std::make_shared<WorkerCounters>(static_cast<size_t>(info_.num_moe_layers) *
+                                                         static_cast<size_t>(info_.num_experts))},
         parts->expert_weights[static_cast<size_t>(e)], parts->placement,
         std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get(), fail));
   }
   for (int32_t a = 0; a < parts->ranks.num_attention; ++a) {
     const size_t rank = static_cast<size_t>(a);
+    kv_.push_back(std::make_unique<KvCache>(
+        MakeKvCacheShape(parts->model.config, parts->model.dtype, info_.num_kv_blocks),
+        info_.num_layers, *parts->backends[rank]));
+    counters_.push_back(std::make_shared<WorkerCounters>());
     attention_.push_back(std::make_unique<AttentionWorker>(
         AttentionWorkerOptions{.index = a,
                                .max_rows = options.max_num_batched_tokens,
@@ -201,9 +185,10 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                           .block_size = info_.block_size,
                                           .num_blocks = info_.num_kv_blocks},
                                .exchange = shape,
-                               .ranks = parts->ranks},
+                               .ranks = parts->ranks,
+                               .counters = counters_.back()},
         parts->model.config, parts->attention_weights, parts->placement,
-        std::move(parts->backends[rank]), communicators_[rank].get(),
+        std::move(parts->backends[rank]), kv_.back().get(), communicators_[rank].get(),
         AttentionWorker::Callbacks{
             .on_result = [this](StepResult result) { on_result_(std::move(result)); },
             .on_failure = fail}));
@@ -220,7 +205,8 @@ void LocalCell::Fail(const absl::Status& reason) {
 
 uint64_t LocalCell::progress() const {
   uint64_t layers = 0;
-  for (const std::unique_ptr<AttentionWorker>& worker : attention_) layers += worker->progress();
+  for (const std::shared_ptr<WorkerCounters>& worker : counters_)
+    layers += worker->progress.load(std::memory_order_relaxed);
   return layers;
 }
 

@@ -74,6 +74,8 @@ class LocalCell {
   // Constant after Create. Workers go first: they use the rest.
   std::unique_ptr<ThreadPool> pool_;
   std::vector<std::unique_ptr<Communicator>> communicators_;
+  std::vector<std::unique_ptr<KvCache>> kv_;               // one per attention worker
+  std::vector<std::shared_ptr<WorkerCounters>> counters_;  // one per attention worker
   ModelInfo info_;
   std::function<void(StepResult)> on_result_;
   std::atomic<bool> failed_{false};  // any thread

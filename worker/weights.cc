@@ -90,6 +90,14 @@ AttentionLayerWeights LoadLayer(const Loader& load, const ModelConfig& config, i
   return out;
 }
 
+// The layer of the model that is its `moe_layer`-th with experts.
+int32_t LayerOfMoe(const ModelConfig& config, int32_t moe_layer) {
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    if (config.is_moe_layer[static_cast<size_t>(layer)] && moe_layer-- == 0) return layer;
+  }
+  SY_CHECK(false);
+}
+
 }  // namespace
 
 std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& checkpoint,
@@ -120,6 +128,18 @@ std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& c
   return weights;
 }
 
+std::shared_ptr<const MlpWeights> LoadExpert(const Checkpoint& checkpoint,
+                                             const ModelConfig& config, DType dtype,
+                                             int32_t moe_layer, int32_t expert,
+                                             ComputeBackend* backend,
+                                             const LoadProgress& progress) {
+  const Loader load(checkpoint, dtype, backend, progress);
+  const int32_t layer = LayerOfMoe(config, moe_layer);
+  return std::make_shared<MlpWeights>(load.Mlp({TensorRole::kExpertGate, layer, expert},
+                                               {TensorRole::kExpertUp, layer, expert},
+                                               {TensorRole::kExpertDown, layer, expert}));
+}
+
 std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpoint,
                                                        const ModelConfig& config, DType dtype,
                                                        const ExpertPlacement& placement,
@@ -127,16 +147,12 @@ std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpo
                                                        const LoadProgress& progress) {
   auto weights = std::make_shared<ExpertWeights>();
   weights->dtype = dtype;
-  const Loader load(checkpoint, dtype, backend, progress);
-  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
-    if (!config.is_moe_layer[static_cast<size_t>(layer)]) continue;
-    const int32_t moe_layer = static_cast<int32_t>(weights->experts.size());
-    std::vector<MlpWeights>& experts = weights->experts.emplace_back();
+  for (int32_t layer = 0; layer < placement.num_layers(); ++layer) {
+    auto& experts = weights->experts.emplace_back();
     experts.resize(static_cast<size_t>(config.moe.routing.num_experts));
-    for (int32_t expert : placement.ExpertsOf(moe_layer, rank)) {
+    for (int32_t expert : placement.ExpertsOf(layer, rank)) {
       experts[static_cast<size_t>(expert)] =
-          load.Mlp({TensorRole::kExpertGate, layer, expert}, {TensorRole::kExpertUp, layer, expert},
-                   {TensorRole::kExpertDown, layer, expert});
+          LoadExpert(checkpoint, config, dtype, layer, expert, backend, progress);
     }
   }
   return weights;

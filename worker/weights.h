@@ -52,10 +52,11 @@ struct AttentionWeights {
   DType dtype = DType::kF32;
 };
 
-// The experts of one expert rank.
+// The experts of one expert rank. Each expert is a value of its own: the next epoch's weights share
+// those that stay.
 struct ExpertWeights {
-  std::vector<std::vector<MlpWeights>>
-      experts;  // [num_moe_layers][num_experts]; width 0 where not held
+  std::vector<std::vector<std::shared_ptr<const MlpWeights>>>
+      experts;  // [num_moe_layers][num_experts]; null where not held
   DType dtype = DType::kF32;
 };
 
@@ -67,6 +68,11 @@ std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& c
                                                              int64_t max_model_len,
                                                              ComputeBackend* backend,
                                                              const LoadProgress& progress);
+// One expert; `moe_layer` counts MoE layers only.
+std::shared_ptr<const MlpWeights> LoadExpert(const Checkpoint& checkpoint,
+                                             const ModelConfig& config, DType dtype,
+                                             int32_t moe_layer, int32_t expert,
+                                             ComputeBackend* backend, const LoadProgress& progress);
 std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpoint,
                                                        const ModelConfig& config, DType dtype,
                                                        const ExpertPlacement& placement,

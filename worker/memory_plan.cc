@@ -1,0 +1,50 @@
+#include "worker/memory_plan.h"
+
+#include "absl/strings/str_cat.h"
+#include "worker/decoder.h"
+#include "worker/expert_worker.h"
+#include "worker/weights.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kMaxCopies = 1 << 30;  // rows of an exchange are numbered in int32
+
+}  // namespace
+
+ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows) {
+  return {.row_bytes = static_cast<int32_t>(model.config.hidden_size *
+                                            static_cast<int64_t>(DTypeSize(model.dtype))),
+          .num_experts = model.info.num_experts,
+          .top_k = model.info.top_k,
+          .max_rows = max_rows};
+}
+
+absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& use,
+                                   int64_t available_bytes) {
+  if (int64_t{use.max_rows} * model.info.top_k > kMaxCopies) {
+    return absl::InvalidArgumentError(absl::StrCat("max_num_batched_tokens ", use.max_rows,
+                                                   " x top ", model.info.top_k, " experts exceeds ",
+                                                   kMaxCopies));
+  }
+  const ExchangeShape shape = MakeExchangeShape(model, use.max_rows);
+  int64_t weights = use.expert_weights_bytes;
+  if (use.attention_workers > 0) {  // they share them
+    weights += AttentionMemoryBytes(model.config, model.dtype, model.info.max_model_len);
+  }
+  const int64_t buffers =
+      use.attention_workers * (Decoder::WorkspaceBytes(model.config, model.dtype, use.max_rows) +
+                               MoeExchange::BufferBytes(shape, use.ranks)) +
+      use.expert_workers * ExpertWorker::BufferBytes(shape, use.ranks);
+  const int64_t sum = weights + use.kv_bytes + buffers;
+  if (sum > available_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "weights of ", weights, " bytes, a KV cache of ", use.kv_bytes, " bytes and buffers of ",
+        buffers, " bytes (for ", use.max_rows, " rows a step, ", use.ranks.num_attention,
+        " attention and ", use.ranks.num_experts, " expert workers) take ", sum, " bytes, but ",
+        available_bytes, " bytes of memory are available"));
+  }
+  return available_bytes - sum;
+}
+
+}  // namespace switchyard
