@@ -51,7 +51,7 @@ class DataPlane {
   virtual ~DataPlane() = default;
 
   virtual const std::string& address() const = 0;
-  virtual const char* transport() const = 0;  // what moves the bytes, e.g. "ucx:tcp"
+  virtual const char* transport() const = 0;  // what moves the bytes, "tcp"
 
   // The communicator of one epoch; at most one lives. Does not wait for the peers: connecting goes
   // on in the background, and a peer that cannot be reached is lost once it has been tried.
