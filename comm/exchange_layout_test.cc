@@ -70,7 +70,7 @@ void MakeExchange(std::mt19937& rng, Exchange* x) {
     for (std::byte& b : x->rows[source]) b = static_cast<std::byte>(rng());
     CountExperts(x->ids[source], x->CountsOf(s));
   }
-  x->plan = PlanDispatch(x->counts, x->num_sources, x->placement, 0);
+  x->plan = PlanOnce(x->counts, x->num_sources, x->placement, 0);
   x->lists.resize(static_cast<size_t>(x->num_sources));
   for (int32_t s = 0; s < x->num_sources; ++s) {
     const auto source = static_cast<size_t>(s);
@@ -127,7 +127,7 @@ TEST(ExchangeLayout, EveryCopyComesBackFromItsExpertToItsPlace) {
         ASSERT_TRUE(status.ok()) << status;
       }
       ASSERT_EQ(counts, x.counts);
-      const DispatchPlan plan = PlanDispatch(counts, x.num_sources, x.placement, 0);
+      const DispatchPlan plan = PlanOnce(counts, x.num_sources, x.placement, 0);
       std::vector<DispatchView> views;
       for (int32_t s = 0; s < x.num_sources; ++s) {
         const Bytes& message = x.dispatch_messages[static_cast<size_t>(s)][static_cast<size_t>(p)];
@@ -239,7 +239,7 @@ TEST(ExchangeLayout, DamagedMessagesNeverCrash) {
       if (status.ok() && (counts_message || x.num_sources == 1)) {
         std::vector<int32_t> all = x.counts;
         std::ranges::copy(counts, all.begin() + s * x.shape.num_experts);
-        (void)PlanDispatch(all, x.num_sources, x.placement, 0);  // whatever passed can be planned
+        (void)PlanOnce(all, x.num_sources, x.placement, 0);  // whatever passed can be planned
       }
       if (!counts_message) {
         const auto view = ParseDispatch(bad, x.key, x.plan, s, p, x.shape);
@@ -309,8 +309,8 @@ TEST(ExchangeLayout, RanksWithOtherPlansAreToldApart) {
   const ExchangeKey key{.step = &step, .layer = 0, .micro_batch = 0};
   const ExchangeShape shape{.row_bytes = 8, .num_experts = 2, .top_k = 1, .max_rows = 5};
   const std::vector<int32_t> ids = {0, 1, 1}, counts = {1, 2};
-  const DispatchPlan mine = PlanDispatch(counts, 1, ExpertPlacement::Even(1, 2, 2), 0);
-  const DispatchPlan yours = PlanDispatch(counts, 1, *ExpertPlacement::Create(2, {{{1}, {0}}}), 0);
+  const DispatchPlan mine = PlanOnce(counts, 1, ExpertPlacement::Even(1, 2, 2), 0);
+  const DispatchPlan yours = PlanOnce(counts, 1, *ExpertPlacement::Create(2, {{{1}, {0}}}), 0);
   DispatchLists lists;
   BuildDispatchLists(ids, 1, mine, 0, 8, &lists);
   Bytes rows(24), message(MaxDispatchBytes(shape));

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <iostream>
+#include <memory>
 #include <random>
 #include <vector>
 
+#include "comm/dispatch_planner.h"
 #include "comm/expert_placement.h"
 #include "kernels/check.h"
 
@@ -68,6 +70,16 @@ inline std::vector<int32_t> RandomCounts(std::mt19937& rng, int32_t num_sources,
     }
   }
   return counts;
+}
+
+// The plan of a planner that has made no other.
+inline DispatchPlan PlanOnce(std::span<const int32_t> counts, int32_t num_sources,
+                             const ExpertPlacement& placement, int32_t layer,
+                             const PlannerOptions& options = {}) {
+  DispatchPlanner planner(std::make_shared<const ExpertPlacement>(placement), options);
+  DispatchPlan plan;
+  planner.Plan(counts, num_sources, layer, &plan);
+  return plan;
 }
 
 }  // namespace switchyard

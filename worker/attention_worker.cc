@@ -25,7 +25,7 @@ AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const Mo
       callbacks_(std::move(callbacks)),
       backend_(std::move(backend)),
       exchange_(options.exchange, weights->dtype, options.ranks, std::move(placement),
-                communicator),
+                options.planner, communicator),
       decoder_(config, std::move(weights), options.max_rows, backend_.get(), kv, &exchange_,
                options_.counters.get()),
       table_(options.limits),

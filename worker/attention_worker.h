@@ -30,6 +30,7 @@ struct AttentionWorkerOptions {
   SequenceLimits limits;
   ExchangeShape exchange;
   CellRanks ranks;
+  PlannerOptions planner;
   std::shared_ptr<WorkerCounters> counters;
 };
 

@@ -30,11 +30,11 @@ ExpertWorker::ExpertWorker(const ExpertWorkerOptions& options,
                            std::function<void(const absl::Status&)> on_failure)
     : options_(options),
       weights_(std::move(weights)),
-      placement_(std::move(placement)),
       backend_(std::move(backend)),
       pool_(pool),
       communicator_(communicator),
-      on_failure_(std::move(on_failure)) {
+      on_failure_(std::move(on_failure)),
+      planner_(std::move(placement), options.planner) {
   const ExchangeShape& shape = options_.exchange;
   for (int32_t i = 0; i < options_.ranks.num_attention; ++i) {
     counts_messages_.emplace_back(MaxCountsBytes(shape));
@@ -93,6 +93,7 @@ void ExpertWorker::Run() {
 
 absl::Status ExpertWorker::RunStep(const StepHeader& step) {
   if (absl::Status status = CheckParticipants(step, options_.ranks); !status.ok()) return status;
+  planner_.BeginGeneration(step.slots_generation);
   for (int32_t layer = 0; layer < options_.num_moe_layers; ++layer) {
     if (absl::Status status = RunLayer(step, layer); !status.ok()) {
       return absl::Status(status.code(),
@@ -145,7 +146,7 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
                     options_.exchange, std::span(counts_).subspan(s * num_experts, num_experts));
     if (!status.ok()) return from_rank(s, status);
   }
-  plan_ = PlanDispatch(counts_, static_cast<int32_t>(num_sources), *placement_, key.layer);
+  planner_.Plan(counts_, static_cast<int32_t>(num_sources), key.layer, &plan_);
   views_.clear();
   for (size_t s = 0; s < num_sources; ++s) {
     const absl::StatusOr<DispatchView> view =

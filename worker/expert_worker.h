@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "comm/communicator.h"
+#include "comm/dispatch_planner.h"
 #include "comm/exchange_layout.h"
 #include "comm/expert_placement.h"
 #include "kernels/backend.h"
@@ -32,6 +33,7 @@ struct ExpertWorkerOptions {
   int64_t hidden = 0;
   ExchangeShape exchange;
   CellRanks ranks;
+  PlannerOptions planner;
   std::shared_ptr<WorkerCounters> counters;
 };
 
@@ -64,7 +66,6 @@ class ExpertWorker {
   // Constant after construction.
   const ExpertWorkerOptions options_;
   const std::shared_ptr<const ExpertWeights> weights_;
-  const std::shared_ptr<const ExpertPlacement> placement_;
   const std::unique_ptr<ComputeBackend> backend_;
   ThreadPool* const pool_;
   Communicator* const communicator_;
@@ -72,6 +73,7 @@ class ExpertWorker {
 
   // Owner thread only.
   absl::Status failed_;
+  DispatchPlanner planner_;
   DispatchPlan plan_;
   ExpertBatch batch_;
   std::vector<int32_t> counts_;      // [num_participants, num_experts]

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "comm/test_problems.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -44,6 +45,7 @@ class ExpertWorkerTest : public testing::Test {
                             .hidden = kHidden,
                             .exchange = kShape,
                             .ranks = {.num_attention = 1, .num_experts = 1},
+                            .planner = {},
                             .counters = std::make_shared<WorkerCounters>(kExperts)},
         weights, placement_, std::move(backend), &pool_, communicators_[1].get(),
         [this](const absl::Status& status) {
@@ -65,7 +67,7 @@ class ExpertWorkerTest : public testing::Test {
     const std::array<int32_t, 4> ids = {0, 2, 2, 0};
     std::vector<int32_t> counts(kExperts);
     CountExperts(ids, counts);
-    plan_ = PlanDispatch(counts, 1, *placement_, 0);
+    plan_ = PlanOnce(counts, 1, *placement_, 0);
     BuildDispatchLists(ids, kShape.top_k, plan_, 0, kShape.row_bytes, &lists_);
     std::vector<std::byte> message(MaxDispatchBytes(kShape));
     message.resize(WriteDispatch({.step = &header, .layer = layer, .micro_batch = 0}, plan_, 0, 0,

@@ -166,6 +166,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
             .hidden = hidden,
             .exchange = shape,
             .ranks = parts->ranks,
+            .planner = options.planner,
             .counters = std::make_shared<WorkerCounters>(static_cast<size_t>(info_.num_moe_layers) *
                                                          static_cast<size_t>(info_.num_experts))},
         parts->expert_weights[static_cast<size_t>(e)], parts->placement,
@@ -186,6 +187,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                           .num_blocks = info_.num_kv_blocks},
                                .exchange = shape,
                                .ranks = parts->ranks,
+                               .planner = options.planner,
                                .counters = counters_.back()},
         parts->model.config, parts->attention_weights, parts->placement,
         std::move(parts->backends[rank]), kv_.back().get(), communicators_[rank].get(),

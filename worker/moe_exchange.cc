@@ -37,12 +37,12 @@ absl::Status CheckParticipants(const StepHeader& step, const CellRanks& ranks) {
 
 MoeExchange::MoeExchange(const ExchangeShape& shape, DType act, const CellRanks& ranks,
                          std::shared_ptr<const ExpertPlacement> placement,
-                         Communicator* communicator)
+                         const PlannerOptions& planner, Communicator* communicator)
     : shape_(shape),
       act_(act),
       ranks_(ranks),
-      placement_(std::move(placement)),
       communicator_(communicator),
+      planner_(std::move(placement), planner),
       counts_message_(MaxCountsBytes(shape)),
       combined_(static_cast<size_t>(MaxCombineRows(shape, ranks.num_experts)) *
                 static_cast<size_t>(shape.row_bytes)) {
@@ -108,7 +108,8 @@ absl::Status MoeExchange::Dispatch(const StepHeader& step, int32_t moe_layer,
   if (num_sources > 1) {
     if (absl::Status status = ExchangeCounts(step, source_); !status.ok()) return status;
   }
-  plan_ = PlanDispatch(counts_, num_sources, *placement_, moe_layer);
+  planner_.BeginGeneration(step.slots_generation);
+  planner_.Plan(counts_, num_sources, moe_layer, &plan_);
   BuildDispatchLists(ids, shape_.top_k, plan_, source_, shape_.row_bytes, &lists_);
 
   MessageTag tag{step.step, moe_layer, 0, MessageKind::kDispatch};

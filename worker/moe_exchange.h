@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "comm/communicator.h"
-#include "comm/dispatch_plan.h"
+#include "comm/dispatch_planner.h"
 #include "comm/exchange_layout.h"
 #include "comm/expert_placement.h"
 #include "kernels/tensor.h"
@@ -36,7 +36,8 @@ absl::Status CheckParticipants(const StepHeader& step, const CellRanks& ranks);
 class MoeExchange {
  public:
   MoeExchange(const ExchangeShape& shape, DType act, const CellRanks& ranks,
-              std::shared_ptr<const ExpertPlacement> placement, Communicator* communicator);
+              std::shared_ptr<const ExpertPlacement> placement, const PlannerOptions& planner,
+              Communicator* communicator);
 
   static int64_t BufferBytes(const ExchangeShape& shape, const CellRanks& ranks);
 
@@ -57,8 +58,9 @@ class MoeExchange {
   const ExchangeShape shape_;
   const DType act_;
   const CellRanks ranks_;
-  const std::shared_ptr<const ExpertPlacement> placement_;
   Communicator* const communicator_;
+
+  DispatchPlanner planner_;
 
   // Of the exchange under way.
   ExchangeKey key_;

@@ -1,0 +1,294 @@
+#include "comm/dispatch_planner.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::pair<std::string_view, BalanceMode> kModes[] = {{"auto", BalanceMode::kAuto},
+                                                               {"none", BalanceMode::kNone},
+                                                               {"eplb", BalanceMode::kEplb},
+                                                               {"llep", BalanceMode::kLlep}};
+
+// One multiplication a word: a plan has hundreds of them.
+class PlanHash {
+ public:
+  void Add(uint64_t word) {
+    hash_ = (hash_ ^ word) * 0x9e3779b97f4a7c15u;
+    hash_ ^= hash_ >> 29;
+  }
+  void Add(int64_t a, int64_t b) {
+    Add(static_cast<uint64_t>(a) * 0xbf58476d1ce4e5b9u + static_cast<uint64_t>(b));
+  }
+  uint64_t Value() const {  // the finaliser of splitmix64
+    uint64_t z = hash_;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+
+ private:
+  uint64_t hash_ = 0x53595044u;
+};
+
+uint64_t HashOf(const DispatchPlan& plan, int32_t layer) {
+  PlanHash hash;
+  hash.Add(layer, plan.num_sources);
+  hash.Add(plan.num_experts, plan.num_ranks);
+  hash.Add(static_cast<int64_t>(plan.regime), plan.tau_ps);
+  hash.Add(plan.lower_bound_ps, plan.plain_tau_ps);
+  for (const WeightMove& move : plan.moves) {
+    hash.Add(move.expert, move.from_rank);
+    hash.Add(move.to_rank, move.slot);
+  }
+  // Where each (source, expert) begins says whose a share is.
+  for (int32_t offset : plan.offsets) hash.Add(static_cast<uint64_t>(offset));
+  for (const DispatchShare& share : plan.shares) {
+    hash.Add((static_cast<uint64_t>(share.rank) << 32) | static_cast<uint64_t>(share.copies));
+  }
+  return hash.Value();
+}
+
+}  // namespace
+
+absl::Status CheckPlanCosts(const PlanCosts& costs) {
+  const auto check = [](const char* name, int64_t value, int64_t min, int64_t max) {
+    if (value >= min && value <= max) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("plan costs: ", name, " is ", value, " ps, not from ", min, " to ", max));
+  };
+  constexpr int64_t kMost = 10'000'000'000'000;
+  for (absl::Status status : {check("a token", costs.token_ps, 1, 10'000'000),
+                              check("reading an expert", costs.expert_read_ps, 0, kMost),
+                              check("moving an expert", costs.expert_move_ps, 0, kMost),
+                              check("an exact plan", costs.exact_plan_ps, 0, kMost)}) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+const char* PlanRegimeName(PlanRegime regime) {
+  switch (regime) {
+    case PlanRegime::kPlain:
+      return "plain";
+    case PlanRegime::kActivated:
+      return "activated";
+    case PlanRegime::kReplicas:
+      return "replicas";
+    case PlanRegime::kSpill:
+      return "spill";
+    case PlanRegime::kEven:
+      return "even";
+  }
+  return "";
+}
+
+std::optional<BalanceMode> ParseBalanceMode(std::string_view name) {
+  for (const auto& [known, mode] : kModes) {
+    if (name == known) return mode;
+  }
+  return std::nullopt;
+}
+
+const char* BalanceModeName(BalanceMode mode) {
+  for (const auto& [name, known] : kModes) {
+    if (mode == known) return name.data();
+  }
+  return "";
+}
+
+DispatchPlanner::DispatchPlanner(std::shared_ptr<const ExpertPlacement> placement,
+                                 const PlannerOptions& options)
+    : placement_(std::move(placement)),
+      options_(options),
+      slots_(*placement_, options.foreign_slots_per_rank) {
+  SY_CHECK(CheckPlanCosts(options.costs).ok());
+  problem_.num_ranks = placement_->num_ranks();
+  problem_.costs = options.costs;
+  const auto num_experts = static_cast<size_t>(placement_->num_experts());
+  problem_.tokens.resize(num_experts);
+  problem_.weights.resize(num_experts);
+  rank_copies_.resize(static_cast<size_t>(problem_.num_ranks));
+  forced_.resize(static_cast<size_t>(problem_.num_ranks));
+  free_slots_.resize(static_cast<size_t>(problem_.num_ranks));
+}
+
+void DispatchPlanner::BeginGeneration(uint64_t slots_generation) {
+  if (slots_generation != generation_) slots_.Clear();
+  generation_ = slots_generation;
+}
+
+void DispatchPlanner::Sum(std::span<const int32_t> counts, int32_t num_sources) {
+  const size_t num_experts = problem_.tokens.size();
+  SY_CHECK_GT(num_sources, 0);
+  SY_CHECK_EQ(counts.size(), static_cast<size_t>(num_sources) * num_experts);
+  std::ranges::fill(problem_.tokens, 0);
+  int32_t negative = 0;
+  for (size_t s = 0; s < static_cast<size_t>(num_sources); ++s) {
+    const int32_t* row = counts.data() + s * num_experts;
+    for (size_t e = 0; e < num_experts; ++e) {
+      problem_.tokens[e] += row[e];
+      negative |= row[e];
+    }
+  }
+  SY_CHECK_GE(negative, 0);
+  problem_.total = problem_.total_weight = problem_.max_weight = 0;
+  problem_.activated = 0;
+  problem_.num_memory_bound = 0;
+  for (size_t e = 0; e < num_experts; ++e) {
+    const int64_t tokens = problem_.tokens[e];
+    const int64_t compute = tokens * problem_.costs.token_ps;
+    const int64_t weight = tokens == 0 ? 0 : std::max(compute, problem_.costs.expert_read_ps);
+    problem_.weights[e] = weight;
+    problem_.total += tokens;
+    problem_.total_weight += weight;
+    problem_.max_weight = std::max(problem_.max_weight, weight);
+    problem_.activated += tokens > 0 ? 1 : 0;
+    problem_.num_memory_bound += tokens > 0 && compute <= problem_.costs.expert_read_ps ? 1 : 0;
+  }
+}
+
+void DispatchPlanner::TakeTrialIfCheaper(PlanRegime regime, DispatchPlan* plan) {
+  if (trial_.tau >= best_.tau) return;
+  std::swap(best_, trial_);
+  plan->regime = regime;
+}
+
+void DispatchPlanner::ChooseAuto(int32_t layer, DispatchPlan* plan) {
+  const bool any_choice = problem_.hosts->num_single < problem_.num_experts();
+  int64_t& bound = plan->lower_bound_ps;
+  if (any_choice && best_.tau > bound && 2 * problem_.num_memory_bound >= problem_.activated) {
+    if (PlanActivated(problem_, bound, &scratch_, &trial_)) bound = std::max(bound, trial_.tau);
+    TakeTrialIfCheaper(PlanRegime::kActivated, plan);
+  }
+  if (any_choice && best_.tau > bound && !problem_.memory_bound()) {
+    // Two cheap candidates: filling to the bound splits few experts; pouring keeps loads level.
+    // Each loses sometimes.
+    PlanFill(problem_, bound, &scratch_, &trial_);
+    TakeTrialIfCheaper(PlanRegime::kReplicas, plan);
+    if (best_.tau > bound) {
+      PlanFill(problem_, 0, &scratch_, &trial_);
+      TakeTrialIfCheaper(PlanRegime::kReplicas, plan);
+    }
+    if (best_.tau - bound > options_.costs.exact_plan_ps) {
+      // trial_ holds some assignment over all tokens, and best_ is kept.
+      const int64_t tokens = BalanceTokens(problem_, &scratch_, &trial_);
+      bound = std::max(bound, tokens * options_.costs.token_ps);
+      TakeTrialIfCheaper(PlanRegime::kReplicas, plan);
+    }
+  }
+  const int64_t move = options_.costs.expert_move_ps;
+  const int64_t free_bound = FreeBound(problem_);
+  if (options_.foreign_slots_per_rank == 0 || move == 0 || best_.tau - free_bound <= move) return;
+  slots_.CountFree(layer, best_.quota, free_slots_);
+  PlanSpill(problem_, best_, free_bound, free_slots_, &scratch_, &trial_);
+  TakeTrialIfCheaper(PlanRegime::kSpill, plan);
+}
+
+void DispatchPlanner::Plan(std::span<const int32_t> counts, int32_t num_sources, int32_t layer,
+                           DispatchPlan* plan) {
+  Sum(counts, num_sources);
+  // As published, every plan moves what it needs.
+  if (options_.mode == BalanceMode::kLlep) slots_.Clear(layer);
+  problem_.hosts = &slots_.Hosts(layer);
+  problem_.homes = &slots_.HomesOf(layer);
+
+  PlanPlain(problem_, &best_);
+  plan->regime = PlanRegime::kPlain;
+  plan->plain_tau_ps = best_.tau;
+  plan->plain_max_rank_copies = MaxRankCopies();
+  plan->lower_bound_ps = ReplicaBound(problem_, forced_);
+  switch (options_.mode) {
+    case BalanceMode::kNone:
+      break;
+    case BalanceMode::kEplb:
+      PlanEven(problem_, &best_);
+      plan->regime = PlanRegime::kEven;
+      break;
+    case BalanceMode::kLlep:
+      PlanLlep(problem_, options_.llep, options_.foreign_slots_per_rank, &scratch_, &best_);
+      if (!best_.spilled.empty()) plan->regime = PlanRegime::kSpill;
+      break;
+    case BalanceMode::kAuto:
+      ChooseAuto(layer, plan);
+      break;
+  }
+  plan->tau_ps = best_.tau;
+  if (options_.foreign_slots_per_rank > 0) {
+    // A plan that moves weights is bound by less, but a rank that gets weights pays for the move.
+    const int64_t with_move = std::max(FreeBound(problem_), options_.costs.expert_move_ps);
+    plan->lower_bound_ps = std::min(plan->lower_bound_ps, with_move);
+  }
+  CommitMoves(layer, plan);
+
+  plan->num_sources = num_sources;
+  plan->num_experts = problem_.num_experts();
+  plan->num_ranks = problem_.num_ranks;
+  plan->total_copies = problem_.total;
+  plan->max_rank_copies = MaxRankCopies();
+  plan->spilled_copies = slots_.ForeignTokens(layer, best_.quota);
+  WriteShares(counts, num_sources, plan);
+  plan->hash = HashOf(*plan, layer);
+}
+
+int64_t DispatchPlanner::MaxRankCopies() {
+  std::ranges::fill(rank_copies_, 0);
+  for (size_t i = 0; i < best_.quota.size(); ++i) {
+    rank_copies_[static_cast<size_t>(problem_.hosts->ranks[i])] += best_.quota[i];
+  }
+  return *std::ranges::max_element(rank_copies_);
+}
+
+void DispatchPlanner::CommitMoves(int32_t layer, DispatchPlan* plan) {
+  std::ranges::sort(best_.spilled, {},
+                    [](const SpillPiece& piece) { return std::pair(piece.rank, piece.expert); });
+  plan->moves.clear();
+  for (const SpillPiece& piece : best_.spilled) {
+    plan->moves.push_back({piece.expert, piece.from_rank, piece.rank, 0});
+  }
+  if (options_.foreign_slots_per_rank == 0) return;
+  slots_.Apply(layer, plan->moves, &best_.quota);
+  for (const SpillPiece& piece : best_.spilled) {
+    const int32_t pair = problem_.hosts->Find(piece.expert, piece.rank);
+    best_.quota[static_cast<size_t>(pair)] = piece.tokens;
+  }
+}
+
+void DispatchPlanner::WriteShares(std::span<const int32_t> counts, int32_t num_sources,
+                                  DispatchPlan* plan) {
+  // Sources take from an expert's quotas in turn, ascending by source and rank.
+  const LiveHosts& hosts = *problem_.hosts;
+  const auto num_experts = problem_.tokens.size();
+  left_.assign(best_.quota.begin(), best_.quota.end());
+  at_.assign(hosts.first.begin(), hosts.first.end() - 1);
+  plan->offsets.resize(counts.size() + 1);
+  // A share ends with its source's copies or with its quota.
+  plan->shares.resize(static_cast<size_t>(num_sources) * num_experts + best_.quota.size());
+  size_t num_shares = 0, i = 0;
+  for (int32_t s = 0; s < num_sources; ++s) {
+    for (size_t e = 0; e < num_experts; ++e, ++i) {
+      plan->offsets[i] = static_cast<int32_t>(num_shares);
+      int64_t left = counts[i];
+      while (left > 0) {
+        const auto pair = static_cast<size_t>(at_[e]);
+        SY_CHECK_LT(at_[e], hosts.first[e + 1]);
+        const int64_t copies = std::min(left, left_[pair]);
+        if (copies > 0) {
+          plan->shares[num_shares++] = {hosts.ranks[pair], static_cast<int32_t>(copies)};
+        }
+        left -= copies;
+        left_[pair] -= copies;
+        at_[e] += left_[pair] == 0 ? 1 : 0;
+      }
+    }
+  }
+  plan->offsets[i] = static_cast<int32_t>(num_shares);
+  plan->shares.resize(num_shares);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,176 @@
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+
+#include "comm/plan_regimes.h"
+
+namespace switchyard {
+
+void Assignment::Reset(const PlanProblem& problem) {
+  quota.assign(problem.hosts->ranks.size(), 0);
+  spilled.clear();
+  cost.assign(static_cast<size_t>(problem.num_ranks), 0);
+  tau = 0;
+}
+
+void Assignment::Evaluate(const PlanProblem& problem) {
+  std::ranges::fill(cost, 0);
+  const std::vector<int32_t>& ranks = problem.hosts->ranks;
+  for (size_t i = 0; i < quota.size(); ++i) {
+    cost[static_cast<size_t>(ranks[i])] += problem.costs.Compute(quota[i]);
+  }
+  for (const SpillPiece& piece : spilled) {
+    cost[static_cast<size_t>(piece.rank)] +=
+        problem.costs.Compute(piece.tokens) + problem.costs.expert_move_ps;
+    cost[static_cast<size_t>(piece.from_rank)] += problem.costs.expert_move_ps;
+  }
+  tau = *std::ranges::max_element(cost);
+}
+
+int64_t ReplicaBound(const PlanProblem& problem, std::span<int64_t> forced) {
+  const LiveHosts& hosts = *problem.hosts;
+  std::ranges::fill(forced, 0);
+  int64_t bound = FreeBound(problem);
+  const auto num_single = static_cast<size_t>(hosts.num_single);
+  for (size_t k = 0; k < num_single; ++k) {
+    const auto e = static_cast<size_t>(hosts.order[k]);
+    forced[static_cast<size_t>(hosts.ranks[static_cast<size_t>(hosts.first[e])])] +=
+        problem.weights[e];
+  }
+  for (int64_t f : forced) bound = std::max(bound, f);
+  for (size_t k = num_single; k < hosts.order.size(); ++k) {
+    const auto e = static_cast<size_t>(hosts.order[k]);
+    const int64_t weight = problem.weights[e];
+    if (weight <= bound) continue;  // its share on one host is no more
+    bound = std::max(bound, CeilDiv(weight, hosts.first[e + 1] - hosts.first[e]));
+  }
+  return bound;
+}
+
+int64_t FreeBound(const PlanProblem& problem) {
+  if (problem.total == 0) return 0;
+  return std::max({CeilDiv(problem.total_weight, problem.num_ranks),
+                   CeilDiv(problem.activated, problem.num_ranks) * problem.costs.expert_read_ps,
+                   std::max(problem.costs.expert_read_ps, problem.costs.token_ps)});
+}
+
+void PlanPlain(const PlanProblem& problem, Assignment* out) {
+  out->Reset(problem);
+  for (size_t e = 0; e < problem.tokens.size(); ++e) {
+    const int32_t home = problem.homes->ranks[static_cast<size_t>(problem.homes->first[e])];
+    // The first home; a rank that holds it in a foreign slot may stand before it.
+    int32_t i = problem.hosts->first[e];
+    while (problem.hosts->ranks[static_cast<size_t>(i)] != home) ++i;
+    out->quota[static_cast<size_t>(i)] = problem.tokens[e];
+    out->cost[static_cast<size_t>(home)] += problem.weights[e];
+  }
+  out->tau = *std::ranges::max_element(out->cost);
+}
+
+void PlanEven(const PlanProblem& problem, Assignment* out) {
+  out->Reset(problem);
+  const LiveHosts& hosts = *problem.hosts;
+  for (size_t e = 0; e < problem.tokens.size(); ++e) {
+    const int64_t n = hosts.first[e + 1] - hosts.first[e];
+    const int64_t each = problem.tokens[e] / n;
+    const int64_t extra = problem.tokens[e] % n;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto pair = static_cast<size_t>(hosts.first[e] + i);
+      out->quota[pair] = each + (i < extra ? 1 : 0);
+    }
+  }
+  out->Evaluate(problem);
+}
+
+void PlanLlep(const PlanProblem& problem, const LlepOptions& options, int32_t slots,
+              PlanScratch* scratch, Assignment* out) {
+  out->Reset(problem);
+  const LiveHosts& homes = *problem.hosts;
+  const auto num_ranks = static_cast<size_t>(problem.num_ranks);
+  const auto native_pair = [&](size_t e) { return static_cast<size_t>(homes.first[e]); };
+  const auto native = [&](size_t e) { return static_cast<size_t>(homes.ranks[native_pair(e)]); };
+  std::vector<int64_t>& load = scratch->load;  // assigned + native experts still to come
+  load.assign(num_ranks, 0);
+  for (size_t e = 0; e < problem.tokens.size(); ++e) load[native(e)] += problem.tokens[e];
+  const int64_t max_load = *std::ranges::max_element(load);
+  const bool balanced = max_load * 100 * problem.num_ranks < problem.total * options.lambda_percent;
+  if (balanced || problem.num_ranks == 1 || slots == 0) {
+    for (size_t e = 0; e < problem.tokens.size(); ++e)
+      out->quota[native_pair(e)] = problem.tokens[e];
+    out->Evaluate(problem);
+    return;
+  }
+  const int64_t mean = problem.total / problem.num_ranks;  // floor, as published
+  const int64_t capacity =
+      std::max<int64_t>(1, mean > 0 ? mean * options.alpha_percent / 100 : problem.total);
+
+  scratch->order.resize(problem.tokens.size());
+  std::iota(scratch->order.begin(), scratch->order.end(), 0);
+  std::ranges::sort(scratch->order, [&](int32_t a, int32_t b) {
+    const int64_t of_a = problem.tokens[static_cast<size_t>(a)];
+    const int64_t of_b = problem.tokens[static_cast<size_t>(b)];
+    return of_a != of_b ? of_a > of_b : a < b;
+  });
+  std::vector<int32_t>& free_slots = scratch->free_slots;
+  free_slots.assign(num_ranks, slots);
+  for (int32_t expert : scratch->order) {
+    const auto e = static_cast<size_t>(expert);
+    const auto home = native(e);
+    int64_t left = problem.tokens[e];
+    if (left == 0) break;
+    load[home] -= left;
+    const int64_t keep = std::clamp<int64_t>(capacity - load[home], 0, left);
+    out->quota[native_pair(e)] = keep;
+    load[home] += keep;
+    left -= keep;
+    const size_t first_piece = out->spilled.size();
+    // The least loaded rank with room; `forced`: with or without room.
+    const auto least_loaded = [&](bool forced) {
+      size_t best = num_ranks;
+      for (size_t p = 0; p < num_ranks; ++p) {
+        if (p == home) continue;
+        const bool has_piece = std::any_of(
+            out->spilled.begin() + static_cast<ptrdiff_t>(first_piece), out->spilled.end(),
+            [&](const SpillPiece& piece) { return static_cast<size_t>(piece.rank) == p; });
+        if (!has_piece && free_slots[p] == 0 && homes.Find(expert, static_cast<int32_t>(p)) < 0) {
+          continue;
+        }
+        const int64_t room = capacity - load[p];
+        if (!forced && (room <= 0 || (room < options.min_chunk && room < left))) continue;
+        if (best == num_ranks || load[p] < load[best]) best = p;
+      }
+      return best;
+    };
+    const auto give = [&](size_t p, int64_t tokens) {
+      load[p] += tokens;
+      left -= tokens;
+      const int32_t pair = homes.Find(expert, static_cast<int32_t>(p));
+      if (pair >= 0) {  // another home: nothing to move
+        out->quota[static_cast<size_t>(pair)] += tokens;
+        return;
+      }
+      for (size_t i = first_piece; i < out->spilled.size(); ++i) {
+        if (static_cast<size_t>(out->spilled[i].rank) != p) continue;
+        out->spilled[i].tokens += tokens;
+        return;
+      }
+      --free_slots[p];
+      out->spilled.push_back({expert, static_cast<int32_t>(p), static_cast<int32_t>(home), tokens});
+    };
+    while (left > 0) {
+      size_t p = least_loaded(/*forced=*/false);
+      if (p < num_ranks) {
+        give(p, std::min(left, capacity - load[p]));
+        continue;
+      }
+      p = least_loaded(/*forced=*/true);
+      if (p == num_ranks) break;
+      give(p, left);
+    }
+    out->quota[native_pair(e)] += left;
+    load[home] += left;
+  }
+  out->Evaluate(problem);
+}
+
+}  // namespace switchyard
