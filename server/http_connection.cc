@@ -30,9 +30,6 @@ namespace {
 // Read ahead while a request is being answered: enough for pipelined requests, and to see the peer
 // close.
 constexpr size_t kMaxReadAheadBytes = 64 << 10;
-// After an early error the rest of the request is read and dropped for this long, so that the peer
-// sees the answer.
-constexpr std::chrono::seconds kLingerTime{2};
 
 auto Token(error_code& error) { return asio::redirect_error(asio::use_awaitable, error); }
 
@@ -56,36 +53,48 @@ std::string Field(const http::fields& fields, Name name) {
   return {value.data(), value.size()};
 }
 
-}  // namespace
-
-std::string ResponseHead(int status, std::string_view content_type, const HttpHeaders& headers,
-                         int64_t length, bool keep_alive, bool chunked) {
-  const auto reason = http::obsolete_reason(http::int_to_status(static_cast<unsigned>(status)));
-  std::string head =
-      absl::StrCat("HTTP/1.1 ", status, " ", absl::string_view(reason.data(), reason.size()),
-                   "\r\nServer: switchyard/" SWITCHYARD_VERSION "\r\nDate: ", HttpDate(),
-                   "\r\nConnection: ", keep_alive ? "keep-alive" : "close", "\r\n");
-  if (!content_type.empty()) {
-    absl::StrAppend(&head,
-                    "Content-Type: ", absl::string_view(content_type.data(), content_type.size()),
-                    "\r\n");
-  }
-  if (length >= 0) {
-    absl::StrAppend(&head, "Content-Length: ", length, "\r\n");
-  } else if (chunked) {
-    head += "Transfer-Encoding: chunked\r\n";
-  }
-  for (const auto& [name, value] : headers) absl::StrAppend(&head, name, ": ", value, "\r\n");
-  return head + "\r\n";
-}
-
-std::string AnswerRequestId(const std::string& from_client) {
+// The id that an answer carries: the client's own if it is printable and short, else a new one.
+std::string AnswerRequestId(std::string_view from_client) {
   const bool printable = std::all_of(from_client.begin(), from_client.end(),
                                      [](char c) { return c > ' ' && c <= '~'; });
-  if (!from_client.empty() && from_client.size() <= 128 && printable) return from_client;
+  if (!from_client.empty() && from_client.size() <= 128 && printable)
+    return std::string(from_client);
   thread_local std::mt19937_64 random{std::random_device{}()};
   return absl::StrCat("req-", absl::Hex(random(), absl::kZeroPad16));
 }
+
+// How an answer begins, beside the headers that its maker gave it.
+struct Head {
+  int status = 200;
+  std::string_view content_type;  // empty: none
+  std::string_view request_id;
+  int64_t length = -1;  // < 0: a stream
+  bool keep_alive = false;
+  bool chunked = false;  // when a stream
+};
+
+bool HasBody(int status) { return status != 204; }
+
+std::string FormatHead(const Head& head, const HttpHeaders& headers) {
+  const auto reason =
+      http::obsolete_reason(http::int_to_status(static_cast<unsigned>(head.status)));
+  std::string text =
+      absl::StrCat("HTTP/1.1 ", head.status, " ", absl::string_view(reason.data(), reason.size()),
+                   "\r\nServer: switchyard/" SWITCHYARD_VERSION "\r\nDate: ", HttpDate(),
+                   "\r\nConnection: ", head.keep_alive ? "keep-alive" : "close", "\r\n");
+  const auto add = [&text](std::string_view name, std::string_view value) {
+    absl::StrAppend(&text, absl::string_view(name.data(), name.size()), ": ",
+                    absl::string_view(value.data(), value.size()), "\r\n");
+  };
+  add("X-Request-Id", head.request_id);
+  if (!head.content_type.empty()) add("Content-Type", head.content_type);
+  if (head.length >= 0 && HasBody(head.status)) add("Content-Length", std::to_string(head.length));
+  if (head.length < 0 && head.chunked) add("Transfer-Encoding", "chunked");
+  for (const auto& [name, value] : headers) add(name, value);
+  return text + "\r\n";
+}
+
+}  // namespace
 
 void ConnectionContext::BeginAnswer() {
   MutexLock lock(mu);
@@ -204,17 +213,18 @@ void HttpExchange::State::Close(bool answered) {
 // ---- Connection
 
 Connection::Connection(std::shared_ptr<IoThread> io, std::shared_ptr<ConnectionContext> context,
-                       tcp::socket socket)
+                       tcp::socket socket, std::atomic<int>* count)
     : io_(std::move(io)),
       context_(std::move(context)),
+      count_(count),
       socket_(std::move(socket)),
       buffer_(context_->options.max_header_bytes + kMaxReadAheadBytes),
       wake_(io_->io),
       watchdog_(io_->io) {
-  context_->num_connections.fetch_add(1);
+  count_->fetch_add(1);
 }
 
-Connection::~Connection() { context_->num_connections.fetch_sub(1); }
+Connection::~Connection() { count_->fetch_sub(1); }
 
 void Connection::Notify() {
   notified_ = true;
@@ -272,6 +282,11 @@ asio::awaitable<void> Connection::Run() {
   }
 }
 
+asio::awaitable<void> Connection::TurnAway() {
+  io_->connections.insert(this);
+  co_await Refuse(503, "", "too many connections");
+}
+
 void Connection::Finish() {
   done_ = true;
   io_->connections.erase(this);
@@ -299,20 +314,23 @@ asio::awaitable<bool> Connection::ReadRequest(Incoming* incoming) {
     co_await asio::async_write(socket_, asio::buffer(go_on), Token(error));
   }
   if (!error) co_await http::async_read(socket_, buffer_, parser, Token(error));
+  // Also of a request whose headers broke off.
+  const std::string request_id = Field(parser.get(), "X-Request-Id");
   if (error == http::error::body_limit) {
     co_await Refuse(
-        413, Field(parser.get(), "X-Request-Id"),
+        413, request_id,
         absl::StrCat("the request's body exceeds the limit of ", options.max_body_bytes, " bytes"));
     co_return false;
   }
   if (error == http::error::header_limit || error == http::error::buffer_overflow) {
     co_await Refuse(
-        431, "", absl::StrCat("the request's headers exceed ", options.max_header_bytes, " bytes"));
+        431, request_id,
+        absl::StrCat("the request's headers exceed ", options.max_header_bytes, " bytes"));
     co_return false;
   }
   if (error.category() == http::make_error_code(http::error::bad_method).category() &&
       error != http::error::end_of_stream && error != http::error::partial_message) {
-    co_await Refuse(400, "", absl::StrCat("malformed HTTP request: ", error.message()));
+    co_await Refuse(400, request_id, absl::StrCat("malformed HTTP request: ", error.message()));
     co_return false;
   }
   if (error) co_return false;
@@ -325,27 +343,30 @@ asio::awaitable<bool> Connection::ReadRequest(Incoming* incoming) {
   request.path = target.substr(0, target.find('?'));
   request.content_type = Field(message, http::field::content_type);
   request.authorization = Field(message, http::field::authorization);
-  request.request_id = Field(message, "X-Request-Id");
   request.body = std::move(message.body());
+  incoming->request_id = AnswerRequestId(request_id);
   incoming->chunked_ok = message.version() >= 11;
   incoming->keep_alive = message.keep_alive() && incoming->chunked_ok;
   incoming->head = request.method == "HEAD";
   co_return true;
 }
 
-asio::awaitable<void> Connection::Refuse(int status, const std::string& request_id,
+asio::awaitable<void> Connection::Refuse(int status, std::string_view request_id,
                                          std::string_view message) {
   const std::string body = ErrorBody(status, message);
-  const std::string reply =
-      ResponseHead(
-          status, "application/json",
-          {{"Access-Control-Allow-Origin", "*"}, {"X-Request-Id", AnswerRequestId(request_id)}},
-          static_cast<int64_t>(body.size()), /*keep_alive=*/false, /*chunked=*/false) +
-      body;
+  HttpHeaders headers = {{"Access-Control-Allow-Origin", "*"}};
+  if (status == 503) headers.emplace_back("Retry-After", "1");
+  const std::string answer_id = AnswerRequestId(request_id);
+  const std::string reply = FormatHead({.status = status,
+                                        .content_type = "application/json",
+                                        .request_id = answer_id,
+                                        .length = static_cast<int64_t>(body.size())},
+                                       headers) +
+                            body;
   if (!co_await WriteAll(reply)) co_return;
   error_code error;
   socket_.shutdown(tcp::socket::shutdown_send, error);
-  SetDeadline(Clock::now() + kLingerTime);
+  SetDeadline(Clock::now() + context_->options.linger_timeout);
   buffer_.clear();
   while (!error) co_await socket_.async_read_some(buffer_.prepare(16 << 10), Token(error));
 }
@@ -401,10 +422,13 @@ asio::awaitable<bool> Connection::Answer(const Incoming& incoming, HttpExchange:
       if (phase == Phase::kResponded) response = std::move(state.response);
     }
     if (phase == Phase::kResponded) {
-      std::string reply = ResponseHead(response.status, response.content_type, response.headers,
-                                       static_cast<int64_t>(response.body.size()),
-                                       incoming.keep_alive, /*chunked=*/false);
-      if (!incoming.head) reply += response.body;
+      std::string reply = FormatHead({.status = response.status,
+                                      .content_type = response.content_type,
+                                      .request_id = incoming.request_id,
+                                      .length = static_cast<int64_t>(response.body.size()),
+                                      .keep_alive = incoming.keep_alive},
+                                     response.headers);
+      if (!incoming.head && HasBody(response.status)) reply += response.body;
       co_return co_await WriteAll(reply);
     }
     if (phase != Phase::kWaiting) co_return co_await Stream(incoming, state);
@@ -426,8 +450,11 @@ asio::awaitable<bool> Connection::Stream(const Incoming& incoming, HttpExchange:
       phase = state.phase;
       pending.swap(state.pending);
       if (!head_sent) {
-        bytes = ResponseHead(200, "text/event-stream; charset=utf-8", state.stream_headers, -1,
-                             incoming.keep_alive, chunked);
+        bytes = FormatHead({.content_type = "text/event-stream; charset=utf-8",
+                            .request_id = incoming.request_id,
+                            .keep_alive = incoming.keep_alive,
+                            .chunked = chunked},
+                           state.stream_headers);
       }
     }
     head_sent = true;

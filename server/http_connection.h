@@ -33,6 +33,7 @@ struct ConnectionContext {
   HttpServerOptions options;
   HttpHandler handler;
   std::atomic<int> num_connections{0};
+  std::atomic<int> num_refusals{0};   // connections that are being turned away
   std::atomic<bool> stopping{false};  // connections that begin now end at once
 
   Mutex mu;
@@ -70,13 +71,15 @@ struct HttpExchange::State {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
+  // `count`: the counter of `context` that it is part of while it lives.
   Connection(std::shared_ptr<IoThread> io, std::shared_ptr<ConnectionContext> context,
-             boost::asio::ip::tcp::socket socket);
+             boost::asio::ip::tcp::socket socket, std::atomic<int>* count);
   ~Connection();
 
-  // The connection's whole life, then Finish; and its watchdog, which closes the socket when
-  // deadline_ passes.
+  // The connection's whole life, or a refusal because there are too many; then Finish. And its
+  // watchdog, which closes the socket when deadline_ passes.
   boost::asio::awaitable<void> Run();
+  boost::asio::awaitable<void> TurnAway();
   boost::asio::awaitable<void> Watchdog();
   // The four below: on the connection's I/O thread.
   void Finish();  // Run has ended, however it did
@@ -89,6 +92,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   struct Incoming {
     HttpRequest request;
+    std::string request_id;  // of the answer
     bool keep_alive = false;
     bool chunked_ok = true;  // HTTP/1.1
     bool head = false;
@@ -98,7 +102,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   boost::asio::awaitable<bool> Answer(const Incoming& incoming, HttpExchange::State& state);
   boost::asio::awaitable<bool> Stream(const Incoming& incoming, HttpExchange::State& state);
   boost::asio::awaitable<bool> WriteAll(const std::string& bytes);
-  boost::asio::awaitable<void> Refuse(int status, const std::string& request_id,
+  // `request_id`: the client's, if it is known.
+  boost::asio::awaitable<void> Refuse(int status, std::string_view request_id,
                                       std::string_view message);
   // Returns when Notify was called, `until` passed or the peer closed; false in the last case.
   boost::asio::awaitable<bool> WaitForExchange(Clock::time_point until);
@@ -108,6 +113,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   const std::shared_ptr<IoThread> io_;
   const std::shared_ptr<ConnectionContext> context_;
+  std::atomic<int>* const count_;
   boost::asio::ip::tcp::socket socket_;
   boost::beast::flat_buffer buffer_;  // read but not parsed: pipelined requests
   boost::asio::steady_timer wake_;
@@ -117,9 +123,5 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool peer_closed_ = false;
   bool done_ = false;
 };
-
-// The status line and headers of a response; `length` < 0: a stream.
-std::string ResponseHead(int status, std::string_view content_type, const HttpHeaders& headers,
-                         int64_t length, bool keep_alive, bool chunked);
 
 }  // namespace switchyard

@@ -106,8 +106,7 @@ const HttpRoutes::Route HttpRoutes::kRoutes[] = {
 
 void HttpRoutes::Handle(HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
   Call call{.request = std::move(request), .path = {}, .headers = {}, .exchange = exchange};
-  call.headers = {{"X-Request-Id", AnswerRequestId(call.request.request_id)},
-                  {"Access-Control-Allow-Origin", "*"},
+  call.headers = {{"Access-Control-Allow-Origin", "*"},
                   {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"}};
   call.path =
       absl::StartsWith(call.request.path, "/v1/") ? call.request.path.substr(3) : call.request.path;

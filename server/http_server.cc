@@ -5,10 +5,8 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "server/api_error.h"
 #include "server/http_connection.h"
 #include "spdlog/spdlog.h"
 
@@ -29,17 +27,6 @@ struct HttpServer::State {
 };
 
 namespace {
-
-void RefuseConnection(tcp::socket& socket) {
-  const std::string body = ErrorBody(503, "too many connections");
-  const std::string reply = ResponseHead(503, "application/json", {{"Retry-After", "1"}},
-                                         static_cast<int64_t>(body.size()), false, false) +
-                            body;
-  boost::system::error_code ignored;
-  socket.non_blocking(true, ignored);
-  socket.write_some(asio::buffer(reply), ignored);
-  socket.shutdown(tcp::socket::shutdown_send, ignored);
-}
 
 // Binds and listens on the first address of `host` that accepts it.
 boost::system::error_code Listen(const HttpServerOptions& options, asio::io_context& io,
@@ -108,10 +95,6 @@ asio::awaitable<void> HttpServer::State::Accept() {
       co_await retry->async_wait(asio::redirect_error(asio::use_awaitable, error));
       continue;
     }
-    if (context->num_connections.load() >= context->options.max_connections) {
-      RefuseConnection(socket);
-      continue;
-    }
     Adopt(io, std::move(socket));
   }
 }
@@ -121,13 +104,18 @@ void HttpServer::State::Adopt(const std::shared_ptr<IoThread>& io, tcp::socket s
   socket.set_option(tcp::no_delay(true), ignored);
   socket.set_option(asio::socket_base::send_buffer_size(context->options.send_buffer_bytes),
                     ignored);
-  const auto connection = std::make_shared<Connection>(io, context, std::move(socket));
-  asio::post(io->io, [io, connection, stopping = &context->stopping] {
+  const bool full = context->num_connections.load() >= context->options.max_connections;
+  if (full && context->num_refusals.load() >= context->options.max_refusals) return;
+  const auto connection = std::make_shared<Connection>(
+      io, context, std::move(socket), full ? &context->num_refusals : &context->num_connections);
+  asio::post(io->io, [io, connection, full, stopping = &context->stopping] {
     if (stopping->load()) return;
-    asio::co_spawn(io->io, connection->Run(), [connection](const std::exception_ptr& failure) {
-      if (failure) spdlog::error("a connection failed and is closed");  // out of memory, say
-      connection->Finish();
-    });
+    asio::co_spawn(io->io, full ? connection->TurnAway() : connection->Run(),
+                   [connection](const std::exception_ptr& failure) {
+                     if (failure)
+                       spdlog::error("a connection failed and is closed");  // out of memory, say
+                     connection->Finish();
+                   });
     asio::co_spawn(io->io, connection->Watchdog(), [connection](const std::exception_ptr&) {});
   });
 }

@@ -1,7 +1,8 @@
 // HttpServer: HTTP/1.1 over Boost.Asio coroutines: listener, connections, limits and timeouts. It
 // knows no routes: each complete request goes to one handler, which answers through the
-// HttpExchange it is given. A few I/O threads; every connection lives on one of them. Handlers run
-// on I/O threads and must only enqueue. No Boost type appears here.
+// HttpExchange it is given. Every answer carries an X-Request-Id, the client's own or a new one. A
+// few I/O threads; every connection lives on one of them. Handlers run on I/O threads and must only
+// enqueue. No Boost type appears here.
 #pragma once
 
 #include <chrono>
@@ -20,14 +21,17 @@ struct HttpServerOptions {
   std::string host = "127.0.0.1";
   uint16_t port = 8000;  // 0: the system chooses
   int num_io_threads = 2;
-  int max_connections = 4096;                      // more get 503 and are closed
-  size_t max_body_bytes = 16 << 20;                // 413 beyond
-  size_t max_header_bytes = 32 << 10;              // 431 beyond
-  size_t max_stream_buffer_bytes = 1 << 20;        // a reader that lags further behind is dropped
-  int send_buffer_bytes = 256 << 10;               // the kernel's, per connection
-  std::chrono::milliseconds idle_timeout{75'000};  // between requests
+  int max_connections = 4096;                // more get 503 and are closed …
+  int max_refusals = 256;                    // … so many at once, the rest without an answer
+  size_t max_body_bytes = 16 << 20;          // 413 beyond
+  size_t max_header_bytes = 32 << 10;        // 431 beyond
+  size_t max_stream_buffer_bytes = 1 << 20;  // a reader that lags further behind is dropped
+  int send_buffer_bytes = 256 << 10;         // the kernel's, per connection
+  std::chrono::milliseconds idle_timeout{75'000};     // between requests
   std::chrono::milliseconds request_timeout{60'000};  // from a request's first byte to its last
   std::chrono::milliseconds write_timeout{30'000};    // for one write to be taken by the peer
+  std::chrono::milliseconds linger_timeout{2'000};    // reading on after an early error, so that
+                                                      // the peer sees the answer
   std::chrono::milliseconds ping_interval{15'000};  // silence on a stream before a comment is sent
 };
 
@@ -38,7 +42,6 @@ struct HttpRequest {
   std::string path;    // percent-encoded, without the query
   std::string content_type;
   std::string authorization;
-  std::string request_id;  // X-Request-Id as sent, or empty
   std::string body;
   std::chrono::steady_clock::time_point arrival;  // when the last byte was read
 };
@@ -73,9 +76,6 @@ class HttpExchange {
  private:
   const std::shared_ptr<State> state_;
 };
-
-// The id that an answer carries: the client's own if it is printable and short, else a new one.
-std::string AnswerRequestId(const std::string& from_client);
 
 using HttpHandler = std::function<void(HttpRequest, std::shared_ptr<HttpExchange>)>;
 

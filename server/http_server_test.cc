@@ -188,6 +188,82 @@ TEST(HttpServerTest, TooManyConnections) {
   }));
 }
 
+TEST(HttpServerTest, RefusedConnectionSeesItsAnswer) {
+  TestServerOptions options;
+  options.server.http.max_connections = 1;
+  TestServer server(options);
+  RawSocket held(server.server().http_port());
+  held.Send("GET /version HTTP/1.1\r\nHost: a\r\n\r\n");
+  held.ReceiveUntil("}");
+  RawSocket refused(server.server().http_port());
+  refused.Send(Request("/v1/completions", std::string(100'000, ' ')));
+  const std::string answer = refused.ReceiveAll();
+  EXPECT_TRUE(refused.ended_in_order()) << "reset: the answer can be lost on its way";
+  EXPECT_TRUE(absl::StartsWith(answer, "HTTP/1.1 503 ")) << answer;
+  EXPECT_TRUE(absl::StrContains(answer, "X-Request-Id: req-")) << answer;
+  EXPECT_TRUE(absl::StrContains(answer, "Retry-After: ")) << answer;
+  EXPECT_TRUE(absl::StrContains(answer, "too many connections")) << answer;
+}
+
+TEST(HttpServerTest, RefusalsAreBounded) {
+  for (const int linger_ms : {60'000, 20}) {
+    TestServerOptions options;
+    options.server.http.max_connections = 0;
+    options.server.http.max_refusals = 1;
+    options.server.http.linger_timeout = std::chrono::milliseconds(linger_ms);
+    TestServer server(options);
+    RawSocket staying(server.server().http_port());  // refused, and does not close
+    EXPECT_TRUE(absl::StartsWith(staying.ReceiveAll(), "HTTP/1.1 503 "));
+    const auto next = [&] { return RawSocket(server.server().http_port()).ReceiveAll(); };
+    if (linger_ms > 1000) {
+      EXPECT_EQ(next(), "");  // closed without an answer
+    } else {
+      EXPECT_TRUE(TestServer::WaitFor([&] { return absl::StartsWith(next(), "HTTP/1.1 503 "); }));
+    }
+  }
+}
+
+TEST(HttpServerTest, EveryAnswerCarriesARequestId) {
+  HttpServer drops({.port = 0, .max_header_bytes = 2000},
+                   [](const HttpRequest&, const std::shared_ptr<HttpExchange>&) {});
+  const auto port = drops.Start();
+  ASSERT_TRUE(port.ok()) << port.status();
+  const auto answer = [&](const std::string& request) {
+    RawSocket client(*port);
+    client.Send(request);
+    return client.ReceiveUntil("}}");
+  };
+  const std::string close = "Connection: close\r\n";
+  const std::string dropped =
+      answer("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\n" + close + "\r\n");
+  EXPECT_TRUE(absl::StartsWith(dropped, "HTTP/1.1 500 ")) << dropped;
+  EXPECT_TRUE(absl::StrContains(dropped, "X-Request-Id: mine\r\n")) << dropped;
+  const std::string large =
+      answer("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\nX-Big: " + std::string(3000, 'a') +
+             "\r\n\r\n");
+  EXPECT_TRUE(absl::StartsWith(large, "HTTP/1.1 431 ")) << large;
+  EXPECT_TRUE(absl::StrContains(large, "X-Request-Id: ")) << large;
+  const std::string garbage = answer("nonsense\r\n\r\n");
+  EXPECT_TRUE(absl::StartsWith(garbage, "HTTP/1.1 400 ")) << garbage;
+  EXPECT_TRUE(absl::StrContains(garbage, "X-Request-Id: req-")) << garbage;
+  const std::string length =
+      answer("POST / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\nContent-Length: -5\r\n\r\n");
+  EXPECT_TRUE(absl::StartsWith(length, "HTTP/1.1 400 ")) << length;
+  EXPECT_TRUE(absl::StrContains(length, "X-Request-Id: mine\r\n")) << length;
+}
+
+TEST(HttpServerTest, NoContentHasNoLengthAndNoBody) {
+  TestServer server;
+  RawSocket client(server.server().http_port());
+  client.Send("OPTIONS /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+  const std::string answer = client.ReceiveAll();
+  EXPECT_TRUE(absl::StartsWith(answer, "HTTP/1.1 204 ")) << answer;
+  EXPECT_FALSE(absl::StrContains(answer, "Content-Length")) << answer;
+  EXPECT_FALSE(absl::StrContains(answer, "Transfer-Encoding")) << answer;
+  EXPECT_TRUE(absl::EndsWith(answer, "\r\n\r\n")) << answer;
+  EXPECT_TRUE(absl::StrContains(answer, "X-Request-Id: ")) << answer;
+}
+
 TEST(HttpServerTest, FullQueueIs429) {
   TestServer server({.scheduler = {.max_num_seqs = 1, .max_queued_requests = 1}});
   server.worker().Pause();

@@ -38,6 +38,7 @@ class RawSocket {
   std::string Receive() {
     char buffer[4096];
     const ssize_t num_read = recv(fd_, buffer, sizeof(buffer), 0);
+    ended_in_order_ = num_read == 0;
     return num_read > 0 ? std::string(buffer, static_cast<size_t>(num_read)) : std::string();
   }
   // Until `text` was seen or the end.
@@ -55,6 +56,8 @@ class RawSocket {
     for (std::string more = Receive(); !more.empty(); more = Receive()) received += more;
     return received;
   }
+  // The last Receive saw the peer's orderly end, not a reset.
+  bool ended_in_order() const { return ended_in_order_; }
   void Close() {
     if (fd_ >= 0) close(fd_);
     fd_ = -1;
@@ -62,6 +65,7 @@ class RawSocket {
 
  private:
   int fd_;
+  bool ended_in_order_ = false;
 };
 
 }  // namespace switchyard
