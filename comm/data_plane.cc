@@ -22,7 +22,7 @@ using ConnectionId = TcpLink::ConnectionId;
 
 constexpr size_t kMaxSecretBytes = 256;
 constexpr int32_t kMaxRanks = 4096;
-constexpr size_t kMaxStrangers = 1024;  // connections without a valid hello of the live epoch
+constexpr size_t kMaxStrangers = 256;  // connections without a valid hello of the live epoch
 constexpr int kMaxEvents = 32;
 constexpr std::chrono::hours kMaxSleep(1);
 constexpr std::chrono::seconds kHousekeeping(1);  // the own thread looks at expired connections
@@ -362,10 +362,10 @@ void HostDataPlane::Expire() {
     }
   }
   for (const ConnectionId id : expired) {
-    if (connections_[id].role == Role::kStranger) {
-      Refuse(id);
-    } else {
+    if (connections_[id].role == Role::kLingering) {
       CloseAndForget(id);
+    } else {
+      Refuse(id);
     }
   }
 }
@@ -447,6 +447,7 @@ void HostDataPlane::OnHello(ConnectionId id, const WireHeader& hello, std::strin
   }
   if (has_joined_ && hello.epoch == spec_.epoch) return Welcome(id, hello, secret);
   connection.role = Role::kEarly;
+  SetExpiry(connection, Clock::now() + options_.early_timeout);
   connection.hello = hello;
   connection.secret = std::move(secret);
 }

@@ -28,9 +28,9 @@ namespace switchyard {
 struct DataPlaneOptions {
   std::string host = "127.0.0.1";  // IPv4 address of a local interface: bound to, and published
   size_t eager_bytes = size_t{4} << 20;  // under way to one peer before it posted the receives
-  // Of a connection to say hello, and of peers to close their end after a communicator is gone.
-  std::chrono::milliseconds hello_timeout{10000};
-  std::chrono::milliseconds linger{1000};
+  std::chrono::milliseconds hello_timeout{10000};   // of a connection to say hello
+  std::chrono::milliseconds early_timeout{120000};  // of a hello to wait for Join of its epoch
+  std::chrono::milliseconds linger{1000};  // of peers to close their end of a communicator gone
 };
 
 struct GroupMember {

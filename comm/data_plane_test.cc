@@ -1,57 +1,385 @@
 #include "comm/data_plane.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include "comm/communicator_conformance.h"
+#include "comm/data_plane_test_ranks.h"
+#include "comm/wire.h"
 
 namespace switchyard {
 namespace {
 
-// A communicator together with the data plane that made it: a rank's whole process.
-class RankOfItsOwn final : public Communicator {
- public:
-  RankOfItsOwn(std::unique_ptr<DataPlane> plane, const GroupSpec& spec) : plane_(std::move(plane)) {
-    auto communicator = plane_->Join(spec, Later());
-    SY_CHECK(communicator.ok());
-    communicator_ = *std::move(communicator);
-  }
-  int32_t rank() const override { return communicator_->rank(); }
-  int32_t size() const override { return communicator_->size(); }
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
-    return communicator_->Start(sends, recvs);
-  }
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
-    return communicator_->Wait(deadline);
-  }
-  void Abort(const absl::Status& reason) override { communicator_->Abort(reason); }
-
- private:
-  std::unique_ptr<DataPlane> plane_;
-  std::unique_ptr<Communicator> communicator_;
-};
-
-Communicators MakeRanks(int32_t size, size_t eager_bytes) {
-  std::vector<std::unique_ptr<DataPlane>> planes;
-  GroupSpec spec{.epoch = 7, .rank = 0, .members = {}, .secret = "of epoch 7"};
-  for (int32_t rank = 0; rank < size; ++rank) {
-    auto plane = DataPlane::Create({.eager_bytes = eager_bytes});
-    SY_CHECK(plane.ok());
-    spec.members.push_back({(*plane)->address()});
-    planes.push_back(*std::move(plane));
-  }
-  Communicators communicators;
-  for (int32_t rank = 0; rank < size; ++rank) {
-    spec.rank = rank;
-    communicators.push_back(
-        std::make_unique<RankOfItsOwn>(std::move(planes[static_cast<size_t>(rank)]), spec));
-  }
-  return communicators;
-}
+using testing::HasSubstr;
 
 INSTANTIATE_TEST_SUITE_P(
     Network, CommunicatorConformance,
-    testing::Values(
-        CommunicatorMaker{"eager", [](int32_t size) { return MakeRanks(size, 4 << 20); }},
-        CommunicatorMaker{"requested", [](int32_t size) { return MakeRanks(size, 1000); }}),
+    testing::Values(CommunicatorMaker{"eager", [](int32_t size) { return MakeNetworkRanks(size); }},
+                    CommunicatorMaker{"requested",
+                                      [](int32_t size) { return MakeNetworkRanks(size, 1000); }}),
     [](const auto& info) { return info.param.name; });
+
+// A peer that says what the test wants, byte for byte.
+class RawPeer {
+ public:
+  explicit RawPeer(const std::string& address) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    const size_t colon = address.rfind(':');
+    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(colon + 1))));
+    SY_CHECK_EQ(inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr), 1);
+    SY_CHECK_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+  }
+  RawPeer(const RawPeer&) = delete;
+  RawPeer& operator=(const RawPeer&) = delete;
+  ~RawPeer() { close(fd_); }
+
+  void Send(const void* data, size_t size) { (void)!send(fd_, data, size, MSG_NOSIGNAL); }
+  void Send(WireHeader header, std::string_view payload) {
+    header.payload = payload.size();
+    Send(&header, sizeof(header));
+    Send(payload.data(), payload.size());
+  }
+  // What the plane answers; false when it closes the connection.
+  bool Receive(WireHeader* header) {
+    return recv(fd_, header, sizeof(*header), MSG_WAITALL) == sizeof(*header);
+  }
+  void AwaitClose() {
+    char byte;
+    while (recv(fd_, &byte, 1, 0) > 0) {
+    }
+  }
+
+ private:
+  const int fd_;
+};
+
+constexpr std::string_view kSecret = "the secret";
+
+GroupSpec Spec(uint64_t epoch, int32_t rank, const std::vector<std::string>& addresses) {
+  GroupSpec spec{.epoch = epoch, .rank = rank, .members = {}, .secret = std::string(kSecret)};
+  for (const std::string& address : addresses) spec.members.push_back({address});
+  return spec;
+}
+
+WireHeader Hello(uint64_t epoch, int32_t from, int32_t to, uint64_t size) {
+  WireHeader hello;
+  hello.type = WireType::kHello;
+  hello.epoch = epoch;
+  hello.from = from;
+  hello.to = to;
+  hello.size = size;
+  return hello;
+}
+
+// Rank 0 lives; of rank 1 there is a listening socket that answers nothing.
+class OneRank : public testing::Test {
+ protected:
+  void Join(const DataPlaneOptions& options = {}) {
+    plane_ = MakePlane(options);
+    silent_ = MakePlane();
+    auto comm = plane_->Join(Spec(5, 0, {plane_->address(), silent_->address()}), Later());
+    ASSERT_TRUE(comm.ok()) << comm.status();
+    comm_ = *std::move(comm);
+  }
+  absl::Status Receive(std::span<std::byte> buffer) {
+    RecvOp recv{1, Tag(1), buffer};
+    absl::Status status = comm_->Start({}, {&recv, 1});
+    return status.ok() ? comm_->Wait(Later()) : status;
+  }
+  // A kData header of a message of rank 1 that Receive() waits for.
+  static WireHeader Data(uint64_t size) {
+    WireHeader data = Hello(5, 1, 0, size);
+    data.type = WireType::kData;
+    data.kind = MessageKind::kDispatch;
+    data.message = 1;
+    data.step = 1;
+    return data;
+  }
+  std::unique_ptr<RawPeer> Member() {
+    auto peer = std::make_unique<RawPeer>(plane_->address());
+    peer->Send(Hello(5, 1, 0, 2), kSecret);
+    WireHeader answer;
+    EXPECT_TRUE(peer->Receive(&answer));
+    EXPECT_EQ(answer.type, WireType::kWelcome);
+    return peer;
+  }
+
+  std::unique_ptr<DataPlane> plane_, silent_;
+  std::unique_ptr<Communicator> comm_;
+};
+
+TEST_F(OneRank, AMemberIsWelcomedAndHeard) {
+  Join();
+  RawPeer peer(plane_->address());
+  peer.Send(Hello(5, 1, 0, 2), kSecret);
+  WireHeader answer;
+  ASSERT_TRUE(peer.Receive(&answer));
+  EXPECT_EQ(answer.type, WireType::kWelcome);
+  peer.Send(Data(5), "bytes");
+  std::vector<std::byte> buffer(8);
+  EXPECT_TRUE(Receive(buffer).ok());
+  EXPECT_EQ(std::memcmp(buffer.data(), "bytes", 5), 0);
+  ASSERT_TRUE(peer.Receive(&answer));
+  EXPECT_EQ(answer.type, WireType::kDone);
+  EXPECT_EQ(plane_->refused_messages(), 0u);
+}
+
+TEST_F(OneRank, AWrongSecretOrAWrongHelloIsRefusedAndCounted) {
+  Join();
+  uint64_t refused = 0;
+  const auto expect_refused = [&](const WireHeader& hello, std::string_view secret) {
+    RawPeer peer(plane_->address());
+    peer.Send(hello, secret);
+    WireHeader answer;
+    EXPECT_FALSE(peer.Receive(&answer));
+    EXPECT_EQ(plane_->refused_messages(), ++refused);
+  };
+  expect_refused(Hello(5, 1, 0, 2), "the wrong secret");
+  expect_refused(Hello(5, 1, 0, 2), "");
+  expect_refused(Hello(5, 1, 0, 2), "the secreT");
+  expect_refused(Hello(5, 1, 0, 2), std::string(300, 'x'));
+  expect_refused(Hello(5, 1, 1, 2), kSecret);  // to another rank
+  expect_refused(Hello(5, 1, 0, 3), kSecret);  // of another group
+  expect_refused(Hello(5, 0, 0, 2), kSecret);  // from myself
+  expect_refused(Hello(5, -1, 0, 2), kSecret);
+  expect_refused(Hello(5, 2, 0, 2), kSecret);
+  expect_refused(Data(5), "bytes");  // before the hello
+  WireHeader other = Hello(5, 1, 0, 2);
+  other.version = 99;
+  expect_refused(other, kSecret);
+  {
+    const auto member = Member();
+    expect_refused(Hello(5, 1, 0, 2), kSecret);  // a second one
+  }
+}
+
+TEST_F(OneRank, GarbageIsRefusedWhateverItIs) {
+  Join();
+  std::mt19937 rng = SeededRng();
+  constexpr uint64_t kPeers = 300;
+  for (uint64_t i = 0; i < kPeers; ++i) {
+    RawPeer peer(plane_->address());
+    std::vector<unsigned char> bytes(sizeof(WireHeader) + static_cast<size_t>(Below(rng, 3000)));
+    for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(rng());
+    peer.Send(bytes.data(), bytes.size());
+    peer.AwaitClose();
+  }
+  EXPECT_EQ(plane_->refused_messages(), kPeers);
+}
+
+TEST_F(OneRank, WhoSaysNoHelloInTimeIsCutOff) {
+  Join({.hello_timeout = std::chrono::milliseconds(30)});
+  RawPeer silent(plane_->address()), slow(plane_->address());
+  const WireHeader hello = Hello(5, 1, 0, 2);
+  slow.Send(&hello, sizeof(hello) - 1);
+  silent.AwaitClose();
+  slow.AwaitClose();
+  EXPECT_EQ(plane_->refused_messages(), 2u);
+}
+
+TEST_F(OneRank, MessagesOfOlderEpochsAreDiscardedAndCounted) {
+  Join();
+  RawPeer peer(plane_->address());
+  peer.Send(Hello(4, 1, 0, 2), kSecret);
+  WireHeader answer;
+  ASSERT_TRUE(peer.Receive(&answer));
+  EXPECT_EQ(answer.type, WireType::kBye);
+  EXPECT_EQ(plane_->discarded_messages(), 1u);
+  // One that was a member, and is late.
+  const auto member = Member();
+  comm_.reset();
+  ASSERT_TRUE(member->Receive(&answer));
+  EXPECT_EQ(answer.type, WireType::kBye);
+  auto next = plane_->Join(Spec(6, 0, {plane_->address(), silent_->address()}), Later());
+  ASSERT_TRUE(next.ok()) << next.status();
+  WireHeader late = Data(100000);
+  member->Send(late, std::string(100000, 'x'));
+  const auto deadline = Later();
+  while (plane_->discarded_messages() < 2 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  EXPECT_EQ(plane_->discarded_messages(), 2u);
+  EXPECT_EQ(plane_->refused_messages(), 0u);
+}
+
+TEST_F(OneRank, AMalformedMessageIsAnErrorThatNamesItsRank) {
+  const auto expect_error = [&](std::vector<std::pair<WireHeader, std::string>> messages) {
+    Join({.eager_bytes = 1000});
+    const auto peer = Member();
+    for (const auto& [header, payload] : messages) peer->Send(header, payload);
+    std::vector<std::byte> buffer(2000, std::byte{0xee});
+    const absl::Status status = Receive(std::span(buffer).first(1500));
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1"));
+    EXPECT_EQ(buffer[1500], std::byte{0xee});
+    peer->AwaitClose();
+    EXPECT_EQ(plane_->refused_messages(), 1u);
+    comm_.reset();
+  };
+  const std::string ten(10, 'x');
+  const auto data = [&](const std::function<void(WireHeader*)>& change, uint64_t size = 10) {
+    WireHeader header = Data(size);
+    change(&header);
+    return header;
+  };
+  const auto same = [](WireHeader*) {};
+  expect_error({{data([](WireHeader* h) { h->magic = 1; }), ten}});
+  expect_error({{data([](WireHeader* h) { h->epoch = 6; }), ten}});
+  expect_error({{data([](WireHeader* h) { h->type = WireType::kHello; }), ten}});
+  expect_error({{data([](WireHeader* h) { h->type = WireType::kDone; }), ""}});
+  expect_error({{data([](WireHeader* h) { h->type = WireType{77}; }), ""}});
+  expect_error({{data([](WireHeader* h) { h->kind = MessageKind{77}; }), ten}});
+  expect_error({{data([](WireHeader* h) { h->offset = 5; }), ten}});
+  expect_error({{data([](WireHeader* h) { h->offset = UINT64_MAX; }), ten}});
+  expect_error({{data(same, 9), ten}});
+  expect_error({{data(same, 11), ten}});
+  expect_error({{data([](WireHeader* h) { h->message = 0; }), ten}});
+  expect_error({{data(same, 1001), std::string(1001, 'x')}});  // needs a request
+  expect_error({{data([](WireHeader* h) { h->step = 2; }), ten},
+                {data([](WireHeader* h) {
+                   h->step = 2;
+                   h->message = 2;
+                 }),
+                 ten}});  // one tag
+  expect_error({{data([](WireHeader* h) { h->step = 2; }, 600), std::string(600, 'x')},
+                {data(
+                     [](WireHeader* h) {
+                       h->step = 3;
+                       h->message = 2;
+                     },
+                     600),
+                 std::string(600, 'x')}});  // more than the bound
+  WireHeader request = Data(1200);
+  request.type = WireType::kRequest;
+  expect_error({{request, ten}});
+  request.step = 2;
+  expect_error({{request, ""}, {request, ""}});
+  expect_error(
+      {{request, ""}, {data([](WireHeader* h) { h->step = 2; }, 1200), std::string(1200, 'x')}});
+}
+
+// Whatever a member sends, this rank gets its bytes or an error, and lives.
+TEST_F(OneRank, RandomMessagesOfAMemberHarmNobodyElse) {
+  std::mt19937 rng = SeededRng();
+  for (int trial = 0; trial < 200; ++trial) {
+    Join({.eager_bytes = 2000});
+    const auto peer = Member();
+    for (int i = 0; i < 6; ++i) {
+      WireHeader header = Data(static_cast<uint64_t>(Below(rng, 3000)));
+      header.type = static_cast<WireType>(Below(rng, 3));
+      header.message = static_cast<uint64_t>(i + Below(rng, 2));
+      header.step = static_cast<uint64_t>(Below(rng, 3));
+      if (Below(rng, 3) == 0) header.offset = static_cast<uint64_t>(Below(rng, 3000));
+      if (Below(rng, 10) == 0) header.size = rng();
+      const bool fits = Below(rng, 4) != 0 && header.type == WireType::kData;
+      const uint64_t size = fits ? header.size - std::min(header.size, header.offset)
+                                 : static_cast<uint64_t>(Below(rng, 100));
+      peer->Send(header, std::string(std::min(size, uint64_t{4000}), 'x'));
+    }
+    std::vector<std::byte> buffer(1500);
+    RecvOp recv{1, Tag(1), buffer};
+    ASSERT_TRUE(comm_->Start({}, {&recv, 1}).ok() || !comm_->Start({}, {}).ok());
+    (void)comm_->Wait(In(std::chrono::milliseconds(2)));
+    comm_.reset();
+  }
+}
+
+TEST(DataPlane, AHelloMayComeBeforeItsEpoch) {
+  const auto a = MakePlane(), b = MakePlane();
+  const std::vector<std::string> addresses = {a->address(), b->address()};
+  for (uint64_t epoch = 1; epoch < 20; ++epoch) {
+    auto first = a->Join(Spec(epoch, 0, addresses), Later());
+    ASSERT_TRUE(first.ok()) << first.status();
+    const std::vector<std::byte> sent = Pattern(0, 1, epoch, 5000);
+    std::vector<std::byte> buffer(5000);
+    const SendOp send{1, Tag(1), sent};
+    ASSERT_TRUE((*first)->Start({&send, 1}, {}).ok());
+    EXPECT_EQ((*first)->Wait(In(std::chrono::milliseconds(0))).code(),
+              absl::StatusCode::kDeadlineExceeded);
+    first->reset();
+    // The hello of the next epoch is there, or under way, when the other rank joins.
+    ++epoch;
+    first = a->Join(Spec(epoch, 0, addresses), Later());
+    ASSERT_TRUE((*first)->Start({&send, 1}, {}).ok());
+    RankThreads threads;
+    threads.Run([&] { EXPECT_TRUE((*first)->Wait(Later()).ok()); });
+    auto second = b->Join(Spec(epoch, 1, addresses), Later());
+    ASSERT_TRUE(second.ok()) << second.status();
+    RecvOp recv{0, Tag(1), buffer};
+    ASSERT_TRUE((*second)->Start({}, {&recv, 1}).ok());
+    const absl::Status status = (*second)->Wait(Later());
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_EQ(buffer, sent);
+  }
+  EXPECT_EQ(a->refused_messages() + b->refused_messages(), 0u);
+}
+
+TEST(DataPlane, ARankWithAnotherSecretIsLostToTheOthers) {
+  const auto a = MakePlane(), b = MakePlane();
+  GroupSpec spec = Spec(1, 0, {a->address(), b->address()});
+  auto first = a->Join(spec, Later());
+  spec.rank = 1;
+  spec.secret = "another secret";
+  auto second = b->Join(spec, Later());
+  ASSERT_TRUE(first.ok() && second.ok());
+  for (const auto& [comm, peer] : {std::pair(first->get(), 1), std::pair(second->get(), 0)}) {
+    RecvOp recv{peer, Tag(1), {}};
+    absl::Status status = comm->Start({}, {&recv, 1});
+    if (status.ok()) status = comm->Wait(Later());
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  }
+  EXPECT_EQ(a->refused_messages() + b->refused_messages(), 2u);
+}
+
+TEST(DataPlane, RefusesWrongSpecs) {
+  const auto plane = MakePlane();
+  const auto code = [&](const GroupSpec& spec) {
+    return plane->Join(spec, Later()).status().code();
+  };
+  EXPECT_EQ(code(Spec(3, 0, {})), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Spec(3, 1, {plane->address()})), absl::StatusCode::kInvalidArgument);
+  GroupSpec spec = Spec(3, 0, {plane->address()});
+  spec.secret.clear();
+  EXPECT_EQ(code(spec), absl::StatusCode::kInvalidArgument);
+  spec.secret = kSecret;
+  {
+    const auto comm = plane->Join(spec, Later());
+    ASSERT_TRUE(comm.ok());
+    spec.epoch = 4;
+    EXPECT_EQ(code(spec), absl::StatusCode::kFailedPrecondition) << "one lives";
+  }
+  spec.epoch = 3;
+  EXPECT_EQ(code(spec), absl::StatusCode::kFailedPrecondition) << "an epoch is joined once";
+  spec.epoch = 4;
+  EXPECT_EQ(plane->Join(spec, std::chrono::steady_clock::now()).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(DataPlane::Create({.host = "192.0.2.1"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DataPlane::Create({.host = "nonsense"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(DataPlane, AnAddressThatIsNoneOrNobodysIsALostPeer) {
+  const auto plane = MakePlane();
+  std::string gone;
+  {
+    const auto other = MakePlane();
+    gone = other->address();
+  }
+  uint64_t epoch = 0;
+  for (const std::string& address :
+       {std::string("nonsense"), std::string("127.0.0.1:99999"), gone}) {
+    auto comm = plane->Join(Spec(++epoch, 0, {plane->address(), address}), Later());
+    ASSERT_TRUE(comm.ok()) << comm.status();
+    RecvOp recv{1, Tag(1), {}};
+    absl::Status status = (*comm)->Start({}, {&recv, 1});
+    if (status.ok()) status = (*comm)->Wait(Later());
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1"));
+  }
+}
 
 }  // namespace
 }  // namespace switchyard

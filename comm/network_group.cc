@@ -190,9 +190,10 @@ void NetworkGroup::OnMessage(int32_t peer, const WireHeader& header) {
     case WireType::kData:
       return EndPiece(peer, header);
     case WireType::kRequest: {
+      const uint64_t last_id = At(peer).last_id;
       InMessage* in = FindOrAddIn(peer, header);
       if (in == nullptr) return;
-      if (in->recv != nullptr || in->got > 0 || !in->requested)
+      if (header.message <= last_id)
         return Malformed(peer, absl::StrCat("a second request for message ", in->id));
       return TryMatch(peer, *in);
     }
