@@ -2,12 +2,20 @@
 
 #include <charconv>
 #include <cmath>
+#include <type_traits>
 
 namespace switchyard {
 namespace {
 
+// Infinities and NaN become -9999.0.
 template <typename T>
 void AppendNumber(T value, std::string& out) {
+  if constexpr (std::is_floating_point_v<T>) {
+    if (!std::isfinite(value)) {
+      out += "-9999.0";
+      return;
+    }
+  }
   char digits[32];
   const auto end = std::to_chars(digits, digits + sizeof(digits), value).ptr;
   out.append(digits, end);
@@ -90,21 +98,13 @@ JsonWriter& JsonWriter::Int(int64_t value) {
 
 JsonWriter& JsonWriter::Float(float value) {
   Separate();
-  if (std::isfinite(value)) {
-    AppendNumber(value, out_);
-  } else {
-    out_ += "-9999.0";
-  }
+  AppendNumber(value, out_);
   return *this;
 }
 
 JsonWriter& JsonWriter::Double(double value) {
   Separate();
-  if (std::isfinite(value)) {
-    AppendNumber(value, out_);
-  } else {
-    out_ += "-9999.0";
-  }
+  AppendNumber(value, out_);
   return *this;
 }
 
