@@ -268,6 +268,7 @@ absl::StatusOr<std::vector<Request>> Prepare(const GenerationRequest& request, c
     one.prompt = *std::move(ids);
     one.max_tokens = *max_tokens;
     one.stop_token_ids = stop_ids;
+    one.cache_salt = request.cache_salt;
     one.arrival = request.arrival;
     sampling.seed = request.seed ? static_cast<uint64_t>(*request.seed) : draw_seed();
     for (int32_t choice = 0; choice < request.n; ++choice) {

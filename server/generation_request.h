@@ -62,6 +62,8 @@ struct GenerationRequest {
   int32_t logprobs = -1;  // -1: none; k: the chosen token's and the k best
   bool echo = false;
 
+  std::string cache_salt;  // only requests with the same one share cached prompts; empty: none
+
   bool stream = false;
   bool include_usage = false;
   bool return_token_ids = false;

@@ -284,6 +284,9 @@ absl::StatusOr<GenerationRequest> FromProto(const v1::GenerateRequest& message) 
     case v1::GenerateRequest::INPUT_NOT_SET:
       return ParamError("prompt", "one of prompt, tokens and chat is required");
   }
+  if (message.has_cache_salt() && message.cache_salt().empty())
+    return ParamError("cache_salt", "cache_salt must not be empty");
+  request.cache_salt = message.cache_salt();
   const v1::SamplingOptions& sampling = message.sampling();
   if (sampling.has_temperature()) request.temperature = sampling.temperature();
   if (sampling.has_top_p()) request.top_p = sampling.top_p();

@@ -190,6 +190,73 @@ TEST_F(HttpApiTest, EchoScoresThePrompt) {
   EXPECT_EQ(answer["usage"]["completion_tokens"], 0);
 }
 
+// Streamed, the prompt comes first, with its logprobs, and everything joined is what is sent whole.
+TEST_F(HttpApiTest, EchoStreamedEqualsWhole) {
+  for (const bool logprobs : {false, true}) {
+    for (const int max_tokens : {0, 5}) {
+      Json body = {{"prompt", {"score me, please", "Grüße 🙂"}},
+                   {"echo", true},
+                   {"n", 2},
+                   {"max_tokens", max_tokens}};
+      if (logprobs) body["logprobs"] = 2;
+      const Json whole = PostOk("/v1/completions", body);
+      ASSERT_EQ(whole["choices"].size(), 4u);
+      std::map<int, Json> joined;
+      for (const Json& event : Stream("/v1/completions", body)) {
+        const Json& choice = event["choices"][0];
+        const int index = choice["index"];
+        const bool first = !joined.contains(index);
+        Json& sum = joined.try_emplace(index, Json::object()).first->second;
+        if (first) {
+          sum = choice;
+          EXPECT_EQ(choice["text"].get<std::string>().rfind(body["prompt"][index / 2], 0), 0u)
+              << "the first event has the prompt: " << choice;
+          continue;
+        }
+        EXPECT_TRUE(sum["finish_reason"].is_null()) << "an event after the last";
+        sum["text"] = sum["text"].get<std::string>() + choice["text"].get<std::string>();
+        sum["finish_reason"] = choice["finish_reason"];
+        if (choice["logprobs"].is_null()) continue;
+        for (const auto& [key, list] : choice["logprobs"].items()) {
+          for (const Json& entry : list) sum["logprobs"][key].push_back(entry);
+        }
+      }
+      ASSERT_EQ(joined.size(), 4u);
+      for (const auto& [index, choice] : joined) {
+        const Json& expected = whole["choices"][index];
+        EXPECT_EQ(choice["text"], expected["text"]);
+        EXPECT_EQ(choice["finish_reason"], "length");
+        EXPECT_EQ(choice["logprobs"], expected["logprobs"]);
+        EXPECT_EQ(choice["logprobs"].is_null(), !logprobs);
+        if (logprobs) {
+          EXPECT_TRUE(choice["logprobs"]["token_logprobs"][0].is_null());
+        }
+      }
+    }
+  }
+}
+
+TEST_F(HttpApiTest, CacheSaltsKeepPromptsApart) {
+  const std::string text =
+      "A prompt of more than one block of tokens, so that the cache has something to keep.";
+  const auto cached = [&](const char* path, const char* salt) {
+    Json body = {{"max_tokens", 1}};
+    if (salt != nullptr) body["cache_salt"] = salt;
+    if (std::string(path) == "/v1/completions") {
+      body["prompt"] = path + text;
+    } else {
+      body["messages"] = {{{"role", "user"}, {"content", path + text}}};
+    }
+    return PostOk(path, body)["usage"]["prompt_tokens_details"]["cached_tokens"].get<int>();
+  };
+  for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
+    for (const char* salt : {"tenant a", "tenant b", static_cast<const char*>(nullptr)}) {
+      EXPECT_EQ(cached(path, salt), 0) << path;
+      EXPECT_GT(cached(path, salt), 0) << path;
+    }
+  }
+}
+
 TEST_F(HttpApiTest, TokenizeAndBack) {
   const Json ids = PostOk("/tokenize", {{"prompt", "Hello world"}, {"return_token_strs", true}});
   EXPECT_EQ(ids["count"], ids["tokens"].size());

@@ -98,6 +98,14 @@ void ReadStreamOptions(JsonObject& json, GenerationRequest* request) {
   json.Fail(options.status());
 }
 
+void ReadCacheSalt(JsonObject& json, std::string* salt) {
+  element value;
+  if (!json.Find("cache_salt", &value)) return;
+  json.Read("cache_salt", salt);
+  if (json.status().ok() && salt->empty())
+    json.Fail(ParamError("cache_salt", "cache_salt must not be empty"));
+}
+
 // What completions and chats have in common.
 void ReadCommon(JsonObject& json, GenerationRequest* request) {
   json.Read("model", &request->model);
@@ -119,6 +127,7 @@ void ReadCommon(JsonObject& json, GenerationRequest* request) {
   json.Read("return_token_ids", &request->return_token_ids);
   std::string user;
   json.Read("user", &user);
+  ReadCacheSalt(json, &request->cache_salt);
   ReadStop(json, &request->stop);
   ReadLogitBias(json, &request->logit_bias);
   ReadResponseFormat(json);

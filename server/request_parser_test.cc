@@ -19,7 +19,7 @@ TEST(RequestParserTest, AllParameters) {
     "stop": ["x", "y"], "stop_token_ids": [3, 4], "ignore_eos": true, "include_stop_str_in_output": true, "n": 3,
     "logprobs": 4, "echo": true, "logit_bias": {"5": -100, "6": 2.5}, "stream": true,
     "stream_options": {"include_usage": true}, "user": "u", "unknown": {"deep": [1]}, "return_token_ids": true,
-    "add_special_tokens": false, "response_format": {"type": "text"}})");
+    "add_special_tokens": false, "cache_salt": "tenant", "response_format": {"type": "text"}})");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->model, "m");
   EXPECT_EQ(request->prompts.size(), 2u);
@@ -37,6 +37,7 @@ TEST(RequestParserTest, AllParameters) {
   EXPECT_EQ(request->stop_token_ids, (std::vector<int32_t>{3, 4}));
   EXPECT_TRUE(request->ignore_eos && request->include_stop && request->echo && request->stream);
   EXPECT_TRUE(request->include_usage && request->return_token_ids && !request->add_special_tokens);
+  EXPECT_EQ(request->cache_salt, "tenant");
   EXPECT_EQ(request->n, 3);
   EXPECT_EQ(request->logprobs, 4);
   EXPECT_EQ(request->logit_bias, (std::vector<std::pair<int32_t, float>>{{5, -100.0f}, {6, 2.5f}}));
@@ -94,6 +95,8 @@ TEST(RequestParserTest, ErrorsNameTheFieldAndTheNumber) {
            Case{R"("seed":1e30)", "seed"},
            Case{R"("stop":[1])", "a number"},
            Case{R"("stop":"")", "empty"},
+           Case{R"("cache_salt":"")", "cache_salt"},
+           Case{R"("cache_salt":7)", "a number"},
            Case{R"("logit_bias":{"a":1})", "'a'"},
            Case{R"("logit_bias":{"1":101})", "101"},
            Case{R"("logprobs":21)", "21"},
