@@ -53,6 +53,8 @@ class EchoWorker : public WorkerClient {
   // While paused, steps wait.
   void Pause() { SetPaused(true); }
   void Resume() { SetPaused(false); }
+  // From the next step on nothing works any more.
+  void Die() { dead_.store(true); }
   // The next `num_steps` steps fail as a whole.
   void FailSteps(int num_steps) { num_to_fail_.store(num_steps); }
 
@@ -90,6 +92,11 @@ class EchoWorker : public WorkerClient {
     StepResult result;
     result.epoch = plan.header.epoch;
     result.step = plan.header.step;
+    if (dead_.load()) {
+      result.error = "planted";
+      result.fatal = true;
+      return result;
+    }
     if (num_to_fail_.load() > 0) {
       num_to_fail_.fetch_sub(1);
       result.error = "planted";
@@ -127,6 +134,7 @@ class EchoWorker : public WorkerClient {
   std::function<void(StepResult)> on_result_;
   std::map<SequenceId, std::shared_ptr<const SequenceStart>> known_;  // worker's thread only
   std::atomic<int> num_to_fail_{0};
+  std::atomic<bool> dead_{false};
   std::mutex mu_;
   std::condition_variable wake_;
   std::deque<StepPlan> plans_;
@@ -228,7 +236,7 @@ class TestServer {
  private:
   static TestServerOptions Quick(TestServerOptions options) {
     options.server.http.port = 0;
-    options.server.grpc_port = 0;
+    options.server.grpc.port = 0;
     return options;
   }
 

@@ -236,6 +236,13 @@ void GrpcCallCount::Remove() {
   if (--num_ == 0) idle_.NotifyAll();
 }
 
+absl::Status GrpcCallCount::Check() {
+  MutexLock lock(mu_);
+  if (num_ <= max_) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the server has ", max_, " gRPC calls at once, which is its limit"));
+}
+
 bool GrpcCallCount::WaitIdle(std::chrono::steady_clock::time_point deadline) {
   MutexLock lock(mu_);
   while (num_ > 0) {
@@ -324,11 +331,15 @@ grpc::ServerWriteReactor<Response>* StartGrpcGenerate(FrontEnd* front_end, GrpcC
   auto* reactor = new Reactor(calls, call, context);
   const auto& metadata = context->client_metadata();
   const auto key = metadata.find("authorization");
-  const absl::Status authorized = front_end->Authorize(
+  absl::Status allowed = front_end->Authorize(
       key == metadata.end() ? std::string_view()
                             : std::string_view(key->second.data(), key->second.size()));
-  if (!authorized.ok()) {
-    call->Finish(ToGrpcStatus(authorized));
+  if (allowed.ok()) {
+    allowed = calls->Check();
+    if (!allowed.ok()) front_end->metrics().CountRejection(RejectionReason::kQueueFull);
+  }
+  if (!allowed.ok()) {
+    call->Finish(ToGrpcStatus(allowed));
     reactor->Release();
     return reactor;
   }

@@ -17,11 +17,15 @@ namespace switchyard {
 // How many calls run. Outlives them.
 class GrpcCallCount {
  public:
+  explicit GrpcCallCount(int max_calls) : max_(max_calls) {}
   void Add() SY_EXCLUDES(mu_);
   void Remove() SY_EXCLUDES(mu_);
+  // kResourceExhausted when there are more than may run.
+  absl::Status Check() SY_EXCLUDES(mu_);
   bool WaitIdle(std::chrono::steady_clock::time_point deadline) SY_EXCLUDES(mu_);
 
  private:
+  const int max_;
   Mutex mu_;
   CondVar idle_;
   int num_ SY_GUARDED_BY(mu_) = 0;

@@ -358,7 +358,7 @@ TEST(HttpServerTest, PortInUseIsAClearError) {
   TestServer server;
   ServerOptions options;
   options.http.port = server.server().http_port();
-  options.grpc_port = 0;
+  options.grpc.port = 0;
   Server second(options);
   const absl::Status status = second.Start();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);

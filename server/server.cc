@@ -1,7 +1,6 @@
 #include "server/server.h"
 
 #include "absl/strings/str_cat.h"
-#include "server/grpc_server.h"
 #include "server/http_routes.h"
 #include "spdlog/spdlog.h"
 
@@ -22,7 +21,7 @@ struct Server::State {
              [this](HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
                routes.Handle(std::move(request), exchange);
              }),
-        grpc(&front_end) {}
+        grpc(options.grpc, &front_end) {}
 
   const ServerOptions options;
   FrontEnd front_end;
@@ -48,7 +47,7 @@ absl::Status Server::Start() {
   const auto http_port = state_->http.Start();
   if (!http_port.ok()) return http_port.status();
   state_->http_port = *http_port;
-  const auto grpc_port = state_->grpc.Start(state_->options.http.host, state_->options.grpc_port);
+  const auto grpc_port = state_->grpc.Start(state_->options.http.host);
   if (!grpc_port.ok()) return grpc_port.status();
   state_->grpc_port = *grpc_port;
   return absl::OkStatus();
@@ -60,7 +59,7 @@ void Server::SetLoading(int percent) { state_->front_end.SetLoading(percent); }
 
 void Server::SetEngine(Engine engine) {
   state_->front_end.SetEngine(std::move(engine));
-  state_->grpc.SetServing(true);
+  state_->grpc.UpdateHealth();
 }
 
 std::function<void(const StepObservation&)> Server::step_observer() {
@@ -74,7 +73,7 @@ void Server::Shutdown() {
   if (state.shut_down) return;
   state.shut_down = true;
   state.front_end.SetDraining();
-  state.grpc.SetServing(false);
+  state.grpc.UpdateHealth();
   const auto begun = std::chrono::steady_clock::now();
   const auto deadline = begun + state.options.shutdown_timeout;
   const bool http_idle = state.http.WaitIdle(deadline);

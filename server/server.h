@@ -1,14 +1,14 @@
 // Server: the front end of `switchyard serve`: HTTP and gRPC listeners over one FrontEnd. Owned by
 // main(), called from one thread. Its life:
 //
-//   Server server(options);            // before the model is loaded, and before the Scheduler is
-//   made server.Start();                    // listens; answers 503 "loading 43 %"
-//   server.SetLoading(43);             // from any thread
+//   Server server(options);         // before the model is loaded, and before the Scheduler
+//   server.Start();                 // listens; answers 503 "loading 43 %"
+//   server.SetLoading(43);          // from any thread
 //   scheduler.SetStepObserver(server.step_observer());
-//   server.SetEngine(engine);          // ready
-//   shutdown.Wait();                   // SIGTERM
-//   server.Shutdown();                 // drains; when it returns no listener and no request is
-//   left …                                  // the Scheduler is destroyed, then the Server
+//   server.SetEngine(engine);       // ready
+//   shutdown.Wait();                // SIGTERM
+//   server.Shutdown();              // drains; then no listener and no request is left
+//   …                               // the Scheduler is destroyed, then the Server
 #pragma once
 
 #include <chrono>
@@ -21,6 +21,7 @@
 #include "scheduler/scheduler.h"
 #include "server/engine.h"
 #include "server/front_end.h"
+#include "server/grpc_server.h"
 #include "server/http_server.h"
 
 namespace switchyard {
@@ -28,7 +29,7 @@ namespace switchyard {
 struct ServerOptions {
   HttpServerOptions http;
   FrontEndOptions front_end;
-  uint16_t grpc_port = 8001;                           // on http.host; 0: the system chooses
+  GrpcServerOptions grpc;
   std::chrono::milliseconds shutdown_timeout{30'000};  // for running requests to finish
 };
 

@@ -18,7 +18,7 @@ void AddFrontEndFlags(CLI::App* app, FrontEndFlags* flags) {
   ServerOptions& server = flags->server;
   app->add_option("--host", server.http.host, "address to listen on")->capture_default_str();
   app->add_option("--port", server.http.port, "HTTP port (0: any free one)")->capture_default_str();
-  app->add_option("--grpc-port", server.grpc_port, "gRPC port (0: any free one)")
+  app->add_option("--grpc-port", server.grpc.port, "gRPC port (0: any free one)")
       ->capture_default_str();
   app->add_option("--served-model-name", flags->served_model_name,
                   "the model's name in the API (default: the folder's name)");
