@@ -27,9 +27,10 @@ struct MessageTag {
   int32_t layer = 0;
   int32_t micro_batch = 0;
   MessageKind kind = MessageKind::kCounts;
+  uint8_t part = 0;  // which of several of this kind between two ranks
   friend bool operator==(const MessageTag&, const MessageTag&) = default;
 };
-// For error messages: "step 5 layer 7 micro-batch 0 dispatch".
+// For error messages: "step 5 layer 7 micro-batch 0 dispatch", "… weights part 4".
 std::string TagName(const MessageTag& tag);
 
 struct SendOp {

@@ -31,6 +31,9 @@ enum class BalanceMode : uint8_t {
 std::optional<BalanceMode> ParseBalanceMode(std::string_view name);
 const char* BalanceModeName(BalanceMode mode);
 
+// Foreign slots per layer and rank: so many weights may be under way between two ranks at once.
+constexpr int32_t kMaxForeignSlots = 16;
+
 struct PlannerOptions {
   BalanceMode mode = BalanceMode::kAuto;
   PlanCosts costs;

@@ -45,7 +45,8 @@ ExchangeHeader MakeHeader(const ExchangeKey& key, ExchangeKind kind, int32_t sou
 const char* KindName(ExchangeKind kind) {
   return kind == ExchangeKind::kCounts     ? "count"
          : kind == ExchangeKind::kDispatch ? "dispatch"
-                                           : "combine";
+         : kind == ExchangeKind::kCombine  ? "combine"
+                                           : "weights";
 }
 
 size_t PaddedHeader(int32_t row_bytes) {
@@ -419,6 +420,26 @@ size_t WriteCombineHeader(const ExchangeKey& key, const DispatchPlan& plan,
   std::memcpy(message.data(), &header, sizeof(header));
   std::memset(message.data() + sizeof(header), 0, padded - sizeof(header));
   return bytes;
+}
+
+ExchangeHeader MakeWeightsHeader(const ExchangeKey& key, const DispatchPlan& plan,
+                                 const WeightMove& move) {
+  ExchangeHeader header = MakeHeader(key, ExchangeKind::kWeights, move.from_rank);
+  header.plan_hash = plan.hash;
+  header.expert_rank = move.to_rank;
+  header.num_rows = move.expert;
+  header.num_copies = move.slot;
+  return header;
+}
+
+absl::Status CheckWeightsHeader(std::span<const std::byte> message, const ExchangeKey& key,
+                                const DispatchPlan& plan, const WeightMove& move) {
+  HeaderCheck check(message, key, ExchangeKind::kWeights, move.from_rank);
+  check.Expect("plan_hash", check.header().plan_hash, plan.hash);
+  check.Expect("expert_rank", check.header().expert_rank, move.to_rank);
+  check.Expect("expert", check.header().num_rows, move.expert);
+  check.Expect("slot", check.header().num_copies, move.slot);
+  return check.status();
 }
 
 void ScatterResults(const ExpertBatch& batch, size_t begin, size_t end, const std::byte* results,

@@ -32,10 +32,13 @@
 
 namespace switchyard {
 
-enum class ExchangeKind : uint16_t { kCounts = 1, kDispatch = 2, kCombine = 3 };
+enum class ExchangeKind : uint16_t { kCounts = 1, kDispatch = 2, kCombine = 3, kWeights = 4 };
 
 // The fixed struct at the start of every message. `source` is the attention worker's index among
-// the participants in all three kinds; `expert_rank` is -1 in counts.
+// the participants, in weights the expert rank that sends them; `expert_rank` is -1 in counts.
+// Weights go from expert rank to expert rank, a header and then the packed bytes as messages of
+// their own (parts of one tag), so that they are not copied; num_rows is then the expert,
+// num_copies the slot.
 struct ExchangeHeader {
   uint32_t magic = 0;
   uint16_t version = 0;
@@ -182,6 +185,11 @@ void GatherRows(const ExpertBatch& batch, size_t begin, size_t end,
 size_t WriteCombineHeader(const ExchangeKey& key, const DispatchPlan& plan,
                           const ExpertBatch& batch, int32_t source, int32_t expert_rank,
                           int32_t row_bytes, std::span<std::byte> message);
+// The header of a move's weights, at the sender and checked at the receiver.
+ExchangeHeader MakeWeightsHeader(const ExchangeKey& key, const DispatchPlan& plan,
+                                 const WeightMove& move);
+absl::Status CheckWeightsHeader(std::span<const std::byte> message, const ExchangeKey& key,
+                                const DispatchPlan& plan, const WeightMove& move);
 // results: [num_rows, row_bytes] in grouped order; messages: [num_sources] starts of the combine
 // messages.
 void ScatterResults(const ExpertBatch& batch, size_t begin, size_t end, const std::byte* results,

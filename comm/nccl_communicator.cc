@@ -30,7 +30,8 @@ constexpr int32_t kDefaultConnections = 8;
 
 // REQUIRES: a checked header.
 MessageTag TagOf(const NcclHeader& header) {
-  return {header.step, header.layer, header.micro_batch, static_cast<MessageKind>(header.kind)};
+  return {header.step, header.layer, header.micro_batch, static_cast<MessageKind>(header.kind),
+          static_cast<uint8_t>(header.part)};
 }
 
 class NcclCommunicator final : public Communicator {
@@ -319,8 +320,12 @@ class NcclCommunicator final : public Communicator {
     while (!queue.empty()) {
       const SendOp& send = queue.front();
       if (link.phase == NcclLink::Phase::kIdle) {
-        const NcclHeader header{send.data.size(), send.tag.step, send.tag.layer,
-                                send.tag.micro_batch, static_cast<uint64_t>(send.tag.kind)};
+        const NcclHeader header{send.data.size(),
+                                send.tag.step,
+                                send.tag.layer,
+                                send.tag.micro_batch,
+                                static_cast<uint32_t>(send.tag.kind),
+                                send.tag.part};
         std::memcpy(link.buffer(), &header, sizeof(header));
         absl::Status status = link.Launch(NcclLink::Phase::kHeader, sizeof(header));
         if (!status.ok()) return status;

@@ -20,7 +20,8 @@ struct NcclHeader {
   uint64_t step = 0;
   int32_t layer = 0;
   int32_t micro_batch = 0;
-  uint64_t kind = 0;
+  uint32_t kind = 0;
+  uint32_t part = 0;
 };
 
 absl::Status CudaStatus(cudaError_t error, const char* what);

@@ -146,6 +146,7 @@ bool NetworkGroup::SendPiece(int32_t rank) {
     if (out.all_sent || (!out.cleared && out.requested)) continue;
     WireHeader header = HeaderTo(rank, out.cleared ? WireType::kData : WireType::kRequest);
     header.kind = out.tag.kind;
+    header.part = out.tag.part;
     header.step = out.tag.step;
     header.layer = out.tag.layer;
     header.micro_batch = out.tag.micro_batch;

@@ -36,7 +36,7 @@ struct WireHeader {
   uint8_t version = kVersion;
   WireType type = WireType::kHello;
   MessageKind kind = MessageKind::kCounts;
-  uint8_t reserved = 0;
+  uint8_t part = 0;
   uint64_t epoch = 0;
   int32_t from = 0;
   int32_t to = 0;
@@ -48,10 +48,10 @@ struct WireHeader {
   uint64_t offset = 0;
   uint64_t payload = 0;  // bytes that follow the header
 
-  MessageTag tag() const { return {step, layer, micro_batch, kind}; }
+  MessageTag tag() const { return {step, layer, micro_batch, kind, part}; }
   bool IsWellFormed() const {
     return magic == kMagic && version == kVersion && type <= WireType::kBye &&
-           kind <= MessageKind::kWeights && reserved == 0 && payload <= kMaxPayload;
+           kind <= MessageKind::kWeights && payload <= kMaxPayload;
   }
 };
 static_assert(sizeof(WireHeader) == 72 && std::is_trivially_copyable_v<WireHeader>);

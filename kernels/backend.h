@@ -111,6 +111,9 @@ class ComputeBackend {
   virtual PackedMatrix Pack(const Tensor& weight) = 0;
   // gate, up: [width, hidden]; down: [hidden, width].
   virtual MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) = 0;
+  // Room for a packed MLP of this shape: the bytes of another one's gate_up and down may be copied
+  // into it, also from another back end of the same numerics_id. What it holds is not defined.
+  virtual MlpWeights MakeMlp(int64_t width, int64_t hidden, DType dtype) = 0;
 
   // table: [vocab, hidden] float32 or bfloat16; out: [rows, hidden] float32. REQUIRES: 0 <= id <
   // vocab.

@@ -1,6 +1,7 @@
 // Same tokens, same logprobs, bit for bit: a request alone on one attention and one expert worker
 // with one thread is the reference; the same request among others must give the same bytes with any
-// chunk size, prefix-cache hits, preemption, worker counts, threads and expert placement. Greedy
+// chunk size, prefix-cache hits, preemption, worker counts, threads, expert placement, balancing
+// and spilled weights. Greedy
 // and sampled. Once per instruction path of this CPU.
 #include <gtest/gtest.h>
 
@@ -98,6 +99,21 @@ std::vector<Request> RandomRequests(std::mt19937& rng, int32_t num, bool long_pr
   return requests;
 }
 
+// Costs at which spilling a few copies pays, so that weights move in most steps.
+PlannerOptions RandomPlanner(std::mt19937& rng) {
+  constexpr BalanceMode kModes[] = {BalanceMode::kNone, BalanceMode::kEplb, BalanceMode::kLlep,
+                                    BalanceMode::kAuto};
+  PlannerOptions options;
+  options.mode = kModes[Below(rng, 4)];
+  options.foreign_slots_per_rank = Below(rng, 4);
+  options.costs = {.token_ps = 1000,
+                   .expert_read_ps = Below(rng, 2) * 2000,
+                   .expert_move_ps = 1 + Below(rng, 2000),
+                   .exact_plan_ps = 0};
+  options.llep = {.alpha_percent = 100, .min_chunk = 1, .lambda_percent = 101};
+  return options;
+}
+
 // The choices of a request, one string each.
 std::vector<std::string> BitsOf(const std::vector<ChoiceReply>& choices) {
   std::vector<std::string> bits;
@@ -136,6 +152,7 @@ class BitsTest : public testing::TestWithParam<BitsParam> {
       options.placement = std::make_shared<ExpertPlacement>(
           RandomPlacement(rng, model.num_moe_layers, model.num_experts, expert_workers));
     }
+    options.planner = RandomPlanner(rng);
     if (Below(rng, 2) == 0) {
       // Hardly more than the longest sequence needs: the others are preempted.
       const int64_t blocks =
@@ -147,12 +164,13 @@ class BitsTest : public testing::TestWithParam<BitsParam> {
   }
 
   static std::string Describe(const CellOptions& options, const SchedulerOptions& scheduler) {
-    return absl::StrCat(options.attention_workers, "x", options.expert_workers, " workers, ",
-                        options.threads, " threads, ", options.max_num_batched_tokens,
-                        " tokens a step, ", options.max_num_seqs, " sequences, ",
-                        options.kv_cache_memory, " bytes of KV, ",
-                        options.placement ? "random" : "even", " placement, prefix cache ",
-                        scheduler.enable_prefix_caching ? "on" : "off");
+    return absl::StrCat(
+        options.attention_workers, "x", options.expert_workers, " workers, ", options.threads,
+        " threads, ", options.max_num_batched_tokens, " tokens a step, ", options.max_num_seqs,
+        " sequences, ", options.kv_cache_memory, " bytes of KV, ",
+        options.placement ? "random" : "even", " placement, balance ",
+        BalanceModeName(options.planner.mode), " with ", options.planner.foreign_slots_per_rank,
+        " foreign slots, prefix cache ", scheduler.enable_prefix_caching ? "on" : "off");
   }
 
   CellOptions base_;
@@ -171,7 +189,7 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
   const SchedulerStats reference = alone.Stats();
   EXPECT_EQ(reference.preemptions, 0u);
 
-  uint64_t preemptions = 0, cached_tokens = 0;
+  uint64_t preemptions = 0, cached_tokens = 0, moved = 0;
   const std::pair<int, int> shapes[] = {{1, 1}, {1, 4}, {2, 3}};
   for (int trial = 0; trial < 6; ++trial) {
     const auto [attention_workers, expert_workers] = shapes[trial % 3];
@@ -199,10 +217,50 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
     EXPECT_EQ(cell.Stats().kv_usage, 0);
     preemptions += cell.Stats().preemptions;
     cached_tokens += cell.Stats().cached_tokens;
+    moved += cell.weights_moved();
     if (HasFailure()) return;
   }
-  std::cout << preemptions << " preemptions, " << cached_tokens << " cached tokens\n";
+  std::cout << preemptions << " preemptions, " << cached_tokens << " cached tokens, " << moved
+            << " experts moved\n";
   EXPECT_GT(preemptions + cached_tokens, 0u);
+}
+
+// Every step moves weights: greedily balanced by both planners that spill, over hosts that hold
+// little, with slots that are overwritten all the time.
+TEST_P(BitsTest, SpilledExpertsChangeNothing) {
+  std::mt19937 rng = SeededRng();
+  Cell alone(base_);
+  const ModelInfo model = alone.model();
+  const std::vector<Request> requests =
+      RandomRequests(rng, 6, GetParam().long_prompt, model.vocab_size);
+  std::vector<std::vector<std::string>> want;
+  for (const Request& request : requests) want.push_back(BitsOf(alone.Run(request)));
+  for (BalanceMode mode : {BalanceMode::kLlep, BalanceMode::kAuto}) {
+    CellOptions options = base_;
+    options.attention_workers = 2;
+    options.expert_workers = 3;
+    options.planner = RandomPlanner(rng);
+    options.planner.mode = mode;
+    options.planner.foreign_slots_per_rank = 1 + Below(rng, 2);
+    // All experts at home on one rank.
+    options.placement = std::make_shared<ExpertPlacement>(*ExpertPlacement::Create(
+        3,
+        std::vector(static_cast<size_t>(model.num_moe_layers),
+                    std::vector(static_cast<size_t>(model.num_experts), std::vector<int32_t>{1}))));
+    SCOPED_TRACE(Describe(options, {}));
+    Cell cell(options);
+    std::vector<std::shared_ptr<Reply>> replies;
+    for (const Request& request : requests) {
+      auto submitted = cell.Submit(request);
+      ASSERT_TRUE(submitted.ok()) << submitted.status();
+      replies.push_back(submitted->reply);
+    }
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_TRUE(BitsOf(replies[i]->Wait()) == want[i]) << "request " << i;
+    }
+    std::cout << BalanceModeName(mode) << ": " << cell.weights_moved() << " experts moved\n";
+    EXPECT_GT(cell.weights_moved(), 0u);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, BitsTest, testing::ValuesIn(AllParams()), [](const auto& info) {

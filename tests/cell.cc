@@ -96,6 +96,13 @@ class Cell::Client final : public WorkerClient {
     workers_->SetResultCallback(std::move(on_result));
   }
   const ModelInfo& model() const { return workers_->model_info(); }
+  uint64_t weights_moved() const {
+    uint64_t moved = 0;
+    for (int e = 0; e < workers_->num_expert_workers(); ++e) {
+      moved += workers_->expert_counters(e).weights_received.load();
+    }
+    return moved;
+  }
 
  private:
   const std::unique_ptr<LocalCell> workers_;
@@ -114,6 +121,7 @@ Cell::Cell(const CellOptions& workers, SchedulerOptions scheduler) {
 Cell::~Cell() = default;
 
 const ModelInfo& Cell::model() const { return client_->model(); }
+uint64_t Cell::weights_moved() const { return client_->weights_moved(); }
 SchedulerStats Cell::Stats() const { return scheduler_->Stats(); }
 
 absl::StatusOr<Cell::Submitted> Cell::Submit(Request request) {

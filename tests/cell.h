@@ -59,6 +59,7 @@ class Cell {
 
   const ModelInfo& model() const;
   SchedulerStats Stats() const;
+  uint64_t weights_moved() const;  // experts moved into foreign slots
   struct Submitted {
     RequestId id = 0;
     std::shared_ptr<Reply> reply;

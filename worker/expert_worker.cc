@@ -11,10 +11,6 @@ namespace {
 
 std::span<std::byte> Whole(const Buffer& buffer) { return {buffer.data(), buffer.bytes()}; }
 
-std::chrono::steady_clock::time_point DataDeadline() {
-  return std::chrono::steady_clock::now() + kDataWaitLimit;
-}
-
 // Below this many bytes one thread copies faster than several can be woken.
 constexpr int64_t kParallelCopyBytes = 1 << 18;
 
@@ -34,7 +30,15 @@ ExpertWorker::ExpertWorker(const ExpertWorkerOptions& options,
       pool_(pool),
       communicator_(communicator),
       on_failure_(std::move(on_failure)),
-      planner_(std::move(placement), options.planner) {
+      planner_(std::move(placement), options.planner),
+      foreign_({.expert_rank = options.expert_rank,
+                .ranks = options.ranks,
+                .num_moe_layers = options.num_moe_layers,
+                .slots = options.planner.foreign_slots_per_rank,
+                .width = options.expert_width,
+                .hidden = options.hidden,
+                .dtype = weights_->dtype},
+               weights_, backend_.get(), communicator) {
   const ExchangeShape& shape = options_.exchange;
   for (int32_t i = 0; i < options_.ranks.num_attention; ++i) {
     counts_messages_.emplace_back(MaxCountsBytes(shape));
@@ -108,7 +112,7 @@ absl::Status ExpertWorker::RunLayer(const StepHeader& step, int32_t layer) {
   const ExchangeKey key{.step = &step, .layer = layer, .micro_batch = 0};
   if (absl::Status status = Receive(step, key); !status.ok()) return status;
   if (absl::Status status = Plan(step, key); !status.ok()) return status;
-  Compute(layer);
+  if (absl::Status status = Compute(key); !status.ok()) return status;
   options_.counters->progress.fetch_add(1, std::memory_order_relaxed);
   return Answer(step, key);
 }
@@ -146,7 +150,9 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
                     options_.exchange, std::span(counts_).subspan(s * num_experts, num_experts));
     if (!status.ok()) return from_rank(s, status);
   }
+  const auto plan_start = std::chrono::steady_clock::now();
   planner_.Plan(counts_, static_cast<int32_t>(num_sources), key.layer, &plan_);
+  CountPlan(std::chrono::steady_clock::now() - plan_start);
   views_.clear();
   for (size_t s = 0; s < num_sources; ++s) {
     const absl::StatusOr<DispatchView> view =
@@ -164,8 +170,34 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
   return absl::OkStatus();
 }
 
-void ExpertWorker::Compute(int32_t layer) {
-  if (batch_.num_rows == 0) return;
+void ExpertWorker::CountPlan(std::chrono::nanoseconds duration) {
+  constexpr double kPpm = 1e6;
+  WorkerCounters& counters = *options_.counters;
+  const auto add = [](std::atomic<uint64_t>& total, double value) {
+    total.fetch_add(static_cast<uint64_t>(value), std::memory_order_relaxed);
+  };
+  add(counters.plans, 1);
+  add(counters.plan_ns, static_cast<double>(duration.count()));
+  const double mean = static_cast<double>(plan_.total_copies) / plan_.num_ranks;
+  add(counters.balancedness_ppm,
+      plan_.max_rank_copies > 0 ? kPpm * mean / static_cast<double>(plan_.max_rank_copies) : kPpm);
+  add(counters.plan_gap_ppm, kPpm * plan_.Gap());
+}
+
+absl::Status ExpertWorker::Compute(const ExchangeKey& key) {
+  // Weights travel while the experts that are here compute.
+  const absl::StatusOr<bool> moving = foreign_.Start(key, plan_);
+  if (!moving.ok()) return moving.status();
+  GatherBatch();
+  FindGroups(key.layer);
+  RunGroups(groups_);
+  if (!*moving) return absl::OkStatus();
+  if (absl::Status status = foreign_.Finish(); !status.ok()) return status;
+  RunGroups(late_groups_);
+  return absl::OkStatus();
+}
+
+void ExpertWorker::GatherBatch() {
   const int32_t row_bytes = options_.exchange.row_bytes;
   const int64_t num_blocks = static_cast<int64_t>(batch_.blocks.size());
   if (batch_.num_rows * row_bytes < kParallelCopyBytes) {
@@ -176,20 +208,47 @@ void ExpertWorker::Compute(int32_t layer) {
                  grouped_.data());
     });
   }
+}
+
+const MlpWeights& ExpertWorker::Foreign(int32_t layer, int32_t expert) const {
+  const std::span<const int32_t> slots = planner_.ForeignExperts(layer, options_.expert_rank);
+  const auto slot = std::ranges::find(slots, expert);
+  SY_CHECK(slot != slots.end());
+  return foreign_.Slot(layer, static_cast<int32_t>(slot - slots.begin()));
+}
+
+void ExpertWorker::FindGroups(int32_t layer) {
   groups_.clear();
+  late_groups_.clear();
   WorkerCounters& counters = *options_.counters;
   counters.rows.fetch_add(static_cast<uint64_t>(batch_.num_rows), std::memory_order_relaxed);
   for (const ExpertBatch::Group& group : batch_.groups) {
     const size_t expert = static_cast<size_t>(group.expert);
     const MlpWeights* mlp = weights_->experts[static_cast<size_t>(layer)][expert].get();
-    SY_CHECK(mlp != nullptr);
-    groups_.push_back({mlp, group.begin, group.end});
+    const bool late = std::ranges::any_of(plan_.moves, [&](const WeightMove& move) {
+      return move.to_rank == options_.expert_rank && move.expert == group.expert;
+    });
+    if (mlp == nullptr) {
+      mlp = &Foreign(layer, group.expert);
+      counters.foreign_copies.fetch_add(static_cast<uint64_t>(group.end - group.begin),
+                                        std::memory_order_relaxed);
+    }
+    if (late) {
+      counters.weights_received.fetch_add(1, std::memory_order_relaxed);
+      counters.weight_bytes_received.fetch_add(
+          mlp->gate_up.storage.bytes() + mlp->down.storage.bytes(), std::memory_order_relaxed);
+    }
+    (late ? late_groups_ : groups_).push_back({mlp, group.begin, group.end});
     const size_t load =
         static_cast<size_t>(layer) * static_cast<size_t>(options_.exchange.num_experts) + expert;
     counters.expert_copies[load].fetch_add(static_cast<uint64_t>(group.end - group.begin),
                                            std::memory_order_relaxed);
   }
-  backend_->GroupedMlp(grouped_.View(weights_->dtype, {batch_.num_rows, options_.hidden}), groups_,
+}
+
+void ExpertWorker::RunGroups(std::span<const MlpGroup> groups) {
+  if (groups.empty()) return;
+  backend_->GroupedMlp(grouped_.View(weights_->dtype, {batch_.num_rows, options_.hidden}), groups,
                        results_.View(weights_->dtype, {batch_.num_rows, options_.hidden}));
   backend_->Synchronize();
 }

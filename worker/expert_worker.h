@@ -5,6 +5,7 @@
 // step, layer, plan hash, sizes) is an error that names the rank, never a wait without end.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -21,6 +22,7 @@
 #include "kernels/mutex.h"
 #include "kernels/thread_pool.h"
 #include "proto/step_plan.h"
+#include "worker/foreign_experts.h"
 #include "worker/moe_exchange.h"
 #include "worker/weights.h"
 #include "worker/worker_counters.h"
@@ -31,6 +33,7 @@ struct ExpertWorkerOptions {
   int32_t expert_rank = 0;
   int32_t num_moe_layers = 0;
   int64_t hidden = 0;
+  int64_t expert_width = 0;  // of the widest expert
   ExchangeShape exchange;
   CellRanks ranks;
   PlannerOptions planner;
@@ -60,7 +63,12 @@ class ExpertWorker {
   absl::Status RunLayer(const StepHeader& step, int32_t layer);
   absl::Status Receive(const StepHeader& step, const ExchangeKey& key);
   absl::Status Plan(const StepHeader& step, const ExchangeKey& key);
-  void Compute(int32_t layer);
+  void CountPlan(std::chrono::nanoseconds duration);
+  absl::Status Compute(const ExchangeKey& key);
+  void GatherBatch();
+  const MlpWeights& Foreign(int32_t layer, int32_t expert) const;
+  void FindGroups(int32_t layer);
+  void RunGroups(std::span<const MlpGroup> groups);
   absl::Status Answer(const StepHeader& step, const ExchangeKey& key);
 
   // Constant after construction.
@@ -74,11 +82,13 @@ class ExpertWorker {
   // Owner thread only.
   absl::Status failed_;
   DispatchPlanner planner_;
+  ForeignExperts foreign_;
   DispatchPlan plan_;
   ExpertBatch batch_;
-  std::vector<int32_t> counts_;      // [num_participants, num_experts]
-  std::vector<DispatchView> views_;  // [num_participants]
-  std::vector<MlpGroup> groups_;
+  std::vector<int32_t> counts_;        // [num_participants, num_experts]
+  std::vector<DispatchView> views_;    // [num_participants]
+  std::vector<MlpGroup> groups_;       // whose weights are here
+  std::vector<MlpGroup> late_groups_;  // whose weights this plan moves here
   std::vector<SendOp> sends_;
   std::vector<RecvOp> recvs_;
   std::vector<Buffer> counts_messages_;    // [num_attention]

@@ -30,6 +30,9 @@ absl::Status CheckOptions(const CellOptions& options) {
         CheckRange("threads", options.threads, 0, kMaxThreads),
         CheckRange("max_num_seqs", options.max_num_seqs, 1, 1 << 20),
         CheckRange("max_num_batched_tokens", options.max_num_batched_tokens, 1, kMaxBatchedTokens),
+        CheckRange("foreign slots per rank", options.planner.foreign_slots_per_rank, 0,
+                   kMaxForeignSlots),
+        CheckPlanCosts(options.planner.costs),
         CheckRange("kv_cache_memory", options.kv_cache_memory, 0, INT64_MAX / 2)}) {
     if (!status.ok()) return status;
   }
@@ -122,7 +125,9 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
                    .max_rows = options.max_num_batched_tokens};
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     use.expert_weights_bytes +=
-        ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e);
+        ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e) +
+        parts->model.expert_bytes * options.planner.foreign_slots_per_rank *
+            parts->model.info.num_moe_layers;
   }
   const absl::StatusOr<int64_t> left = MemoryLeft(parts->model, use, AvailableMemoryBytes());
   if (!left.ok()) return left.status();
@@ -159,16 +164,17 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   const auto fail = [this](const absl::Status& reason) { Fail(reason); };
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     const size_t rank = static_cast<size_t>(parts->ranks.OfExpert(e));
+    expert_counters_.push_back(std::make_shared<WorkerCounters>(
+        static_cast<size_t>(info_.num_moe_layers) * static_cast<size_t>(info_.num_experts)));
     experts_.push_back(std::make_unique<ExpertWorker>(
-        ExpertWorkerOptions{
-            .expert_rank = e,
-            .num_moe_layers = info_.num_moe_layers,
-            .hidden = hidden,
-            .exchange = shape,
-            .ranks = parts->ranks,
-            .planner = options.planner,
-            .counters = std::make_shared<WorkerCounters>(static_cast<size_t>(info_.num_moe_layers) *
-                                                         static_cast<size_t>(info_.num_experts))},
+        ExpertWorkerOptions{.expert_rank = e,
+                            .num_moe_layers = info_.num_moe_layers,
+                            .hidden = hidden,
+                            .expert_width = parts->model.config.moe.expert_width,
+                            .exchange = shape,
+                            .ranks = parts->ranks,
+                            .planner = options.planner,
+                            .counters = expert_counters_.back()},
         parts->expert_weights[static_cast<size_t>(e)], parts->placement,
         std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get(), fail));
   }

@@ -51,8 +51,13 @@ class LocalCell {
 
   const ModelInfo& model_info() const { return info_; }
   int num_attention_workers() const { return static_cast<int>(attention_.size()); }
+  int num_expert_workers() const { return static_cast<int>(experts_.size()); }
   // Rises while any step computes (a layer of an attention worker is one); any thread.
   uint64_t progress() const;
+  // Any thread.
+  const WorkerCounters& expert_counters(int worker) const {
+    return *expert_counters_[static_cast<size_t>(worker)];
+  }
   ThreadPool* pool() { return pool_.get(); }
 
   // Called before the first Execute; called on the workers' threads, also during destruction when
@@ -77,6 +82,7 @@ class LocalCell {
   std::vector<std::unique_ptr<Communicator>> communicators_;
   std::vector<std::unique_ptr<KvCache>> kv_;               // one per attention worker
   std::vector<std::shared_ptr<WorkerCounters>> counters_;  // one per attention worker
+  std::vector<std::shared_ptr<WorkerCounters>> expert_counters_;
   ModelInfo info_;
   std::function<void(StepResult)> on_result_;
   std::atomic<bool> failed_{false};  // any thread

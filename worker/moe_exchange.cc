@@ -10,10 +10,6 @@ namespace {
 
 std::span<std::byte> Whole(const Buffer& buffer) { return {buffer.data(), buffer.bytes()}; }
 
-std::chrono::steady_clock::time_point DataDeadline() {
-  return std::chrono::steady_clock::now() + kDataWaitLimit;
-}
-
 }  // namespace
 
 absl::Status CheckParticipants(const StepHeader& step, const CellRanks& ranks) {

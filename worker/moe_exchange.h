@@ -22,6 +22,9 @@ namespace switchyard {
 
 // Backstop of every data wait. Death is decided elsewhere and ends waits by Abort.
 constexpr std::chrono::seconds kDataWaitLimit{600};
+inline std::chrono::steady_clock::time_point DataDeadline() {
+  return std::chrono::steady_clock::now() + kDataWaitLimit;
+}
 
 // Rank of an expert worker in the communicator: attention ranks come first.
 struct CellRanks {

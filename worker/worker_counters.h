@@ -18,6 +18,16 @@ struct WorkerCounters {
   std::atomic<uint64_t> rows{0};      // positions computed (attention), copies computed (expert)
   std::atomic<int64_t> steps{0};      // received and not finished
   std::vector<std::atomic<uint64_t>> expert_copies;  // [num_moe_layers * num_experts]
+
+  // Of an expert worker's plans; all ranks of a cell make the same ones.
+  std::atomic<uint64_t> plans{0};
+  std::atomic<uint64_t> plan_ns{0};           // spent planning
+  std::atomic<uint64_t> balancedness_ppm{0};  // sum over plans of mean / max copies of the ranks
+  std::atomic<uint64_t> plan_gap_ppm{0};      // sum over plans of tau / lower bound - 1
+  // Of this worker's foreign slots.
+  std::atomic<uint64_t> weights_received{0};  // experts moved here
+  std::atomic<uint64_t> weight_bytes_received{0};
+  std::atomic<uint64_t> foreign_copies{0};  // copies computed from a foreign slot
 };
 
 }  // namespace switchyard

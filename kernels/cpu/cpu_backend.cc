@@ -51,6 +51,12 @@ MlpWeights CpuBackend::PackMlp(const Tensor& gate, const Tensor& up, const Tenso
   return w;
 }
 
+MlpWeights CpuBackend::MakeMlp(int64_t width, int64_t hidden, DType dtype) {
+  return {.gate_up = MakePanels(width, hidden, dtype, 2),
+          .down = MakePanels(hidden, width, dtype, 1),
+          .width = width};
+}
+
 void CpuBackend::Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) {
   const int64_t hidden = table.dim(1);
   SY_CHECK_EQ(out.dim(0), static_cast<int64_t>(ids.size()));

@@ -23,6 +23,7 @@ class CpuBackend final : public ComputeBackend {
   std::string numerics_id() const override;
   PackedMatrix Pack(const Tensor& weight) override;
   MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) override;
+  MlpWeights MakeMlp(int64_t width, int64_t hidden, DType dtype) override;
   void Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) override;
   void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) override;
   void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,

@@ -29,6 +29,16 @@ void PackBf16(const bf16* w, int64_t columns, int64_t k, uint32_t* out) {
 
 }  // namespace
 
+PackedMatrix MakePanels(int64_t n, int64_t k, DType dtype, int64_t num_sources) {
+  PackedMatrix packed;
+  packed.n = n * num_sources;
+  packed.k = k;
+  packed.dtype = dtype;
+  packed.storage = Buffer(static_cast<size_t>(NumPanels(n) * num_sources) *
+                          PanelBytes(k, dtype == DType::kBF16));
+  return packed;
+}
+
 PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources) {
   const Tensor& first = sources.front();
   for (const Tensor& t : sources) {
@@ -44,11 +54,7 @@ PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources) {
   const int64_t panels = NumPanels(n) * num_sources;
   const size_t panel_bytes = PanelBytes(k, is_bf16);
 
-  PackedMatrix packed;
-  packed.n = n * num_sources;
-  packed.k = k;
-  packed.dtype = first.dtype;
-  packed.storage = Buffer(static_cast<size_t>(panels) * panel_bytes);
+  PackedMatrix packed = MakePanels(n, k, first.dtype, num_sources);
   pool->ParallelFor(panels, [&](int64_t panel) {
     const Tensor& source = sources[static_cast<size_t>(panel % num_sources)];
     const int64_t column = panel / num_sources * kPanelColumns;

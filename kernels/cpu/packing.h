@@ -13,4 +13,7 @@ namespace switchyard::cpu {
 // of every source in turn. With one source: its panels in order. REQUIRES: equal shapes and types.
 PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources);
 
+// Room for PackPanels of `num_sources` matrices [n, k].
+PackedMatrix MakePanels(int64_t n, int64_t k, DType dtype, int64_t num_sources);
+
 }  // namespace switchyard::cpu
