@@ -140,12 +140,6 @@ size_t MaxDispatchBytes(const ExchangeShape& shape) {
              sizeof(int32_t);
 }
 
-size_t MaxCombineBytes(const ExchangeShape& shape) {
-  return PaddedHeader(shape.row_bytes) + static_cast<size_t>(shape.max_rows) *
-                                             static_cast<size_t>(shape.top_k) *
-                                             static_cast<size_t>(shape.row_bytes);
-}
-
 int64_t MaxCombineRows(const ExchangeShape& shape, int32_t num_expert_ranks) {
   return static_cast<int64_t>(HeaderRows(shape.row_bytes)) * num_expert_ranks +
          static_cast<int64_t>(shape.max_rows) * shape.top_k;

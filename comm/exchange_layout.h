@@ -79,7 +79,6 @@ struct ExchangeKey {
 int32_t HeaderRows(int32_t row_bytes);  // rows that the padded header takes
 size_t MaxCountsBytes(const ExchangeShape& shape);
 size_t MaxDispatchBytes(const ExchangeShape& shape);
-size_t MaxCombineBytes(const ExchangeShape& shape);  // of one (source, expert rank)
 // Rows of the tensor into which a source receives the combine messages of all ranks, headers
 // included.
 int64_t MaxCombineRows(const ExchangeShape& shape, int32_t num_expert_ranks);

@@ -155,8 +155,9 @@ TEST(ExchangeLayout, EveryCopyComesBackFromItsExpertToItsPlace) {
         }
       }
       ASSERT_EQ(covered, batch.num_rows);
-      std::vector<Bytes> messages(static_cast<size_t>(x.num_sources),
-                                  Bytes(MaxCombineBytes(x.shape)));
+      std::vector<Bytes> messages(
+          static_cast<size_t>(x.num_sources),
+          Bytes(static_cast<size_t>(MaxCombineRows(x.shape, 1)) * row_size));
       std::vector<std::byte*> starts;
       for (int32_t s = 0; s < x.num_sources; ++s) {
         Bytes& message = messages[static_cast<size_t>(s)];

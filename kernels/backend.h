@@ -99,6 +99,29 @@ struct SampledToken {
       top;  // the highest raw logprobs, descending, ties to the lower id
 };
 
+// The largest calls that a worker makes of a back end. Zero: that op is never called.
+struct ScratchLimits {
+  DType act = DType::kF32;
+  int64_t matmul_rows = 0;
+  int64_t matmul_k = 0;  // input features
+  int64_t mlp_rows = 0;  // of GroupedMlp, all groups together
+  int64_t mlp_hidden = 0;
+  int64_t mlp_width = 0;
+  int64_t attention_rows = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 1;
+  int64_t head_dim = 0;
+  int64_t max_positions = 0;   // of a sequence
+  int64_t combine_hidden = 0;  // of Combine
+  int64_t vocab_size = 0;      // of Sample and Score
+};
+
+// Upper bounds of what a back end allocates besides the caller's buffers.
+struct ScratchBytes {
+  int64_t backend = 0;     // of this back end
+  int64_t per_thread = 0;  // of every thread that computes, for all back ends of the process
+};
+
 class ComputeBackend {
  public:
   virtual ~ComputeBackend() = default;
@@ -106,6 +129,9 @@ class ComputeBackend {
   // (back end, instruction path, numerics version), e.g. "cpu/avx2/1": equal ids promise equal
   // bits.
   virtual std::string numerics_id() const = 0;
+
+  // What calls within `limits` may allocate.
+  virtual ScratchBytes MaxScratch(const ScratchLimits& limits) const = 0;
 
   // Packs row-major [n, k] float32 or bfloat16, keeping the dtype.
   virtual PackedMatrix Pack(const Tensor& weight) = 0;

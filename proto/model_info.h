@@ -15,11 +15,11 @@ struct ModelInfo {
   std::string dtype;         // "float32" | "bfloat16"
   int32_t vocab_size = 0;    // of the embedding; may exceed the tokenizer's
   int32_t max_model_len = 0;
-  int32_t num_layers = 0;
   int32_t num_moe_layers = 0;
   int32_t num_experts = 0;
   int32_t top_k = 0;
-  int32_t block_size = 0;  // KV block, in tokens
+  uint32_t num_routing_profiles = 1;  // SamplingParams::routing_profile is below it
+  int32_t block_size = 0;             // KV block, in tokens
   int64_t kv_bytes_per_token = 0;
   int32_t num_kv_blocks = 0;  // per attention worker
   std::vector<int32_t>

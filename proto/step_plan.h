@@ -37,6 +37,9 @@ struct SamplingParams {
 struct SequenceStart {
   std::vector<int32_t> tokens;  // prompt, then what was generated so far
   int32_t prompt_length = 0;
+  // Prompt tokens from this position on still need their logprobs (where asked for); those before
+  // got them in an earlier run.
+  int32_t first_unscored = 1;
   std::shared_ptr<const SamplingParams> sampling;
 };
 

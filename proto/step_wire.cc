@@ -89,6 +89,7 @@ void ToWire(const SequenceWork& from, v1::SequenceWork* to) {
     v1::SequenceStart* begin = to->mutable_begin();
     Append(from.begin->tokens, begin->mutable_tokens());
     begin->set_prompt_length(from.begin->prompt_length);
+    begin->set_first_unscored(from.begin->first_unscored);
     ToWire(*from.begin->sampling, begin->mutable_sampling());
   }
   to->set_start(from.start);
@@ -115,6 +116,7 @@ SequenceWork FromWire(const v1::SequenceWork& from) {
     to.begin = std::make_shared<SequenceStart>(SequenceStart{
         .tokens = Values(from.begin().tokens()),
         .prompt_length = from.begin().prompt_length(),
+        .first_unscored = from.begin().first_unscored(),
         .sampling = std::make_shared<SamplingParams>(FromWire(from.begin().sampling()))});
   }
   return to;

@@ -30,17 +30,18 @@ TEST(StepWire, PlanKeepsEveryField) {
   plan.header.micro_batches = 2;
   plan.header.slots_generation = 9;
   plan.ended = {{11}, {12}};
-  plan.work.push_back({.sequence = 5,
-                       .run = 2,
-                       .begin = std::make_shared<SequenceStart>(SequenceStart{
-                           .tokens = {4, 5, 6}, .prompt_length = 2, .sampling = sampling}),
-                       .start = 1,
-                       .count = 2,
-                       .block_table_start = 1,
-                       .new_blocks = {8, 9},
-                       .token_start = 1,
-                       .tokens = {5, 6},
-                       .sample = true});
+  plan.work.push_back(
+      {.sequence = 5,
+       .run = 2,
+       .begin = std::make_shared<SequenceStart>(SequenceStart{
+           .tokens = {4, 5, 6}, .prompt_length = 2, .first_unscored = 2, .sampling = sampling}),
+       .start = 1,
+       .count = 2,
+       .block_table_start = 1,
+       .new_blocks = {8, 9},
+       .token_start = 1,
+       .tokens = {5, 6},
+       .sample = true});
   plan.work.emplace_back().sequence = 6;
   v1::StepPlan wire;
   ToWire(plan, &wire);
@@ -69,6 +70,7 @@ TEST(StepWire, PlanKeepsEveryField) {
   ASSERT_NE(work.begin, nullptr);
   EXPECT_EQ(work.begin->tokens, plan.work[0].begin->tokens);
   EXPECT_EQ(work.begin->prompt_length, 2);
+  EXPECT_EQ(work.begin->first_unscored, 2);
   const SamplingParams& params = *work.begin->sampling;
   EXPECT_EQ(params.temperature, sampling->temperature);
   EXPECT_EQ(params.top_p, sampling->top_p);

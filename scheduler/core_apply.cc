@@ -173,7 +173,6 @@ StepObservation SchedulerCore::FinishStep(TimePoint now) {
   FlushEvents();
   ++stats_.steps;
   stats_.batched_tokens += record.num_rows;
-  stats_.last_step_seconds = Seconds(now - record.planned);
   if (record.aborted) last_participants_.clear();  // their planner state may differ now
   consecutive_aborts_ = record.succeeded ? 0 : consecutive_aborts_ + 1;
   std::string why = record.fatal;
@@ -184,7 +183,7 @@ StepObservation SchedulerCore::FinishStep(TimePoint now) {
     spdlog::critical("the workers are given up: {}", why);
     EndAll(absl::UnavailableError(absl::StrCat("the workers failed: ", why)));
   }
-  return {.seconds = stats_.last_step_seconds, .tokens = record.num_rows};
+  return {.seconds = Seconds(now - record.planned), .tokens = record.num_rows};
 }
 
 void SchedulerCore::FailRequest(RequestId id, const absl::Status& error) {

@@ -81,6 +81,7 @@ class FakeWorker {
 
   // Sequences that it has been told of and that have not been ended.
   size_t num_known() const { return known_.size(); }
+  size_t num_scored() const { return num_scored_; }  // prompt logprobs computed
 
  private:
   struct Known {
@@ -135,7 +136,8 @@ class FakeWorker {
     result.sequence = work.sequence;
     result.run = work.run;
     result.computed = end;
-    result.prompt_logprobs_start = work.start + 1;
+    const int32_t first_scored = std::max(work.start + 1, k.begin->first_unscored);
+    result.prompt_logprobs_start = first_scored;
     uint64_t state = FakeModel::Root(sampling);
     for (int32_t p = 0; p < end; ++p) {
       const uint64_t expected = FakeModel::Mix(state, k.tokens[p]);
@@ -151,7 +153,9 @@ class FakeWorker {
                       << p << " that holds something else";
       }
       state = slot.state;
-      if (sampling.num_prompt_logprobs >= 0 && p >= work.start && p + 1 < k.begin->prompt_length) {
+      if (sampling.num_prompt_logprobs >= 0 && p + 1 >= first_scored &&
+          p + 1 < k.begin->prompt_length) {
+        ++num_scored_;
         result.prompt_logprobs.push_back({k.tokens[p + 1], FakeModel::Logprob(state), {}});
       }
     }
@@ -173,6 +177,7 @@ class FakeWorker {
   std::vector<int32_t> table_refs_;
   std::map<SequenceId, Known> known_;
   uint64_t last_step_ = 0;
+  size_t num_scored_ = 0;
 };
 
 // What a choice must give, from the request alone.

@@ -44,7 +44,9 @@ struct ChoiceEvent {
 using EventSink = std::function<void(std::vector<ChoiceEvent>)>;
 
 struct Request {
-  std::vector<int32_t> prompt;          // 1 … max_model_len - 1 ids, each < vocab_size
+  // At least one id, each below vocab_size; at most max_model_len - 1 of them, or max_model_len
+  // when max_tokens is 0.
+  std::vector<int32_t> prompt;
   std::vector<SamplingParams> choices;  // one per choice (n of them), seeds set
   int32_t max_tokens = 0;               // ≥ 0; 0 only computes the prompt (echo)
   std::vector<int32_t> stop_token_ids;  // eos ids included unless ignore_eos

@@ -37,7 +37,6 @@ struct SchedulerStats {
   uint64_t batched_tokens = 0;   // rows over all steps
   uint64_t worker_errors = 0;    // steps that a worker answered with an error
   uint64_t dropped_results = 0;  // stale, or of sequences that ended or were preempted meanwhile
-  double last_step_seconds = 0;
   // Advances at least every second while no step runs or the workers make progress with one. So
   // `now - last_progress` beyond a stall timeout means that the loop or a worker hangs; busy is not
   // dead.

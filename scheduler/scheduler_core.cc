@@ -21,6 +21,7 @@ SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ModelInfo& m
     : options_(options),
       vocab_size_(model.vocab_size),
       max_model_len_(model.max_model_len),
+      num_routing_profiles_(model.num_routing_profiles),
       block_size_(model.block_size),
       num_blocks_(model.num_kv_blocks),
       capacity_(static_cast<int64_t>(model.block_size) * model.num_kv_blocks),
@@ -47,6 +48,11 @@ absl::Status SchedulerCore::Validate(const Request& request) const {
           absl::StrCat("the choices of a request share one routing profile, got ",
                        request.choices[0].routing_profile, " and ", sampling.routing_profile));
     }
+  }
+  if (request.choices[0].routing_profile >= num_routing_profiles_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("routing profile ", request.choices[0].routing_profile,
+                     " does not exist, the model has ", num_routing_profiles_));
   }
   if (request.max_tokens < 0) {
     return absl::InvalidArgumentError(
@@ -142,7 +148,7 @@ void SchedulerCore::End(Sequence& sequence) {
 // A choice waits until the prompt it shares with its siblings is computed once and can be had from
 // the prefix cache.
 bool SchedulerCore::WaitsForSibling(const Sequence& sequence) const {
-  if (!options_.enable_prefix_caching || sequence.wants_prompt_logprobs()) return false;
+  if (!options_.enable_prefix_caching || sequence.needs_prompt_logprobs()) return false;
   if (sequence.prompt_length() <= block_size_) return false;
   const RequestState& state = requests_.at(sequence.request());
   if (state.prompt_computed) return false;
@@ -164,10 +170,12 @@ std::optional<SchedulerCore::Placement> SchedulerCore::Place(Sequence& sequence)
   }
   const int32_t num_blocks = BlocksFor(sequence.total());
   std::span<const BlockHash> hashes;
-  if (options_.enable_prefix_caching && !sequence.wants_prompt_logprobs()) {
-    // Its last token is computed in any case, in a block of its own.
-    hashes =
-        sequence.Hashes(hasher_, state.root, block_size_, (sequence.total() - 1) / block_size_);
+  if (options_.enable_prefix_caching) {
+    // Computed in any case, in a block of its own: the last token, and what gives missing prompt
+    // logprobs.
+    const int32_t reusable =
+        sequence.needs_prompt_logprobs() ? sequence.first_unscored() - 1 : sequence.total() - 1;
+    hashes = sequence.Hashes(hasher_, state.root, block_size_, reusable / block_size_);
   }
   std::optional<Placement> best;
   int64_t best_cost = std::numeric_limits<int64_t>::max();

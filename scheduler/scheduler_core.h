@@ -164,6 +164,7 @@ class SchedulerCore {
   const SchedulerOptions options_;
   const int32_t vocab_size_;
   const int32_t max_model_len_;
+  const uint32_t num_routing_profiles_;
   const int32_t block_size_;
   const int32_t num_blocks_;  // per worker
   const int64_t capacity_;    // positions per worker

@@ -22,6 +22,7 @@ class SchedulerCoreTest : public Test {
     model_.max_model_len = 200;
     model_.block_size = 4;
     model_.num_kv_blocks = 50;
+    model_.num_routing_profiles = 4;
   }
 
   void Make(int32_t num_workers = 1) {
@@ -140,6 +141,11 @@ TEST_F(SchedulerCoreTest, SaysWhyARequestCanNeverRun) {
   message(MakeRequest({}, 1));
   message(MakeRequest({1}, -1));
   message(MakeRequest({1}, 1, 0));
+  Request profiled = MakeRequest({1}, 1);
+  profiled.choices[0].routing_profile = 3;
+  EXPECT_TRUE(core_->Validate(profiled).ok());
+  profiled.choices[0].routing_profile = 4;
+  EXPECT_EQ(message(profiled), "routing profile 4 does not exist, the model has 4");
   EXPECT_TRUE(core_->Validate(MakeRequest(Prompt(40), 1)).ok());
 }
 
@@ -305,6 +311,31 @@ TEST_F(SchedulerCoreTest, PreemptsTheYoungestAndKeepsItsTokens) {
   RunUntilIdle();
   ExpectRight(a, request);
   ExpectRight(b, other);
+}
+
+TEST_F(SchedulerCoreTest, PreemptionScoresOnlyThePromptLogprobsThatAreMissing) {
+  for (const bool caching : {true, false}) {
+    SCOPED_TRACE(caching);
+    options_.enable_prefix_caching = caching;
+    options_.max_num_batched_tokens = 5;
+    model_.num_kv_blocks = 12;
+    workers_.clear();
+    seen_.clear();
+    Make();
+    const Request first = MakeRequest(Prompt(8, 300), 30);
+    Request echoed = MakeRequest(Prompt(32), 12), other = MakeRequest(Prompt(30, 100), 8);
+    echoed.choices[0].num_prompt_logprobs = 0;
+    other.choices[0].num_prompt_logprobs = 0;
+    const RequestId a = Submit(first), b = Submit(echoed), c = Submit(other);
+    RunUntilIdle();
+    EXPECT_GT(core_->Stats().preemptions, 0u);
+    ExpectRight(a, first);
+    ExpectRight(b, echoed);
+    ExpectRight(c, other);
+    EXPECT_EQ(Result(b).prompt_logprobs, 31u);
+    EXPECT_EQ(Result(c).prompt_logprobs, 29u);
+    EXPECT_EQ(workers_[0].num_scored(), 31u + 29u);
+  }
 }
 
 TEST_F(SchedulerCoreTest, LongPromptsGetOnUnderDecodeLoad) {

@@ -61,8 +61,11 @@ SequenceWork Sequence::MakeWork(int32_t count) {
   work.count = count;
   work.sample = computed_ + count == total() && total() < limit_;
   if (!told_.begun) {
-    work.begin = std::make_shared<const SequenceStart>(
-        SequenceStart{.tokens = tokens_, .prompt_length = prompt_length_, .sampling = sampling_});
+    work.begin =
+        std::make_shared<const SequenceStart>(SequenceStart{.tokens = tokens_,
+                                                            .prompt_length = prompt_length_,
+                                                            .first_unscored = first_unscored(),
+                                                            .sampling = sampling_});
     told_ = {.begun = true, .blocks = 0, .tokens = total()};
   }
   work.block_table_start = told_.blocks;

@@ -9,6 +9,7 @@
 // decides anything.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -46,7 +47,12 @@ class Sequence {
   uint32_t run() const { return run_; }
   const std::vector<int32_t>& blocks() const { return blocks_; }
   std::span<const int32_t> tokens() const { return tokens_; }
-  bool wants_prompt_logprobs() const { return !prompt_logprobs_.empty(); }
+  // The first prompt position whose token's logprob, if it was asked for, is missing: each one is
+  // computed with the position before it, in whichever run came that far.
+  int32_t first_unscored() const { return std::min(highest_computed_ + 1, prompt_length_); }
+  bool needs_prompt_logprobs() const {
+    return sampling_->num_prompt_logprobs >= 0 && first_unscored() < prompt_length_;
+  }
 
   // Hashes of the first `num_blocks` blocks. REQUIRES: num_blocks * block_size ≤ total.
   std::span<const BlockHash> Hashes(const BlockHasher& hasher, const BlockHash& root,

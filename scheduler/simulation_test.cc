@@ -315,6 +315,7 @@ CellConfig RandomConfig(uint64_t seed) {
   };
   CellConfig c;
   c.model.vocab_size = 50;
+  c.model.num_routing_profiles = 2;
   c.model.block_size = pick({1, 2, 4, 16});
   c.model.num_kv_blocks = pick({1, 2, 5, 12, 40, 100});
   c.model.max_model_len = pick({20, 100, 300});

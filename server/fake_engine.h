@@ -111,10 +111,11 @@ class EchoWorker : public WorkerClient {
       out.sequence = work.sequence;
       out.run = work.run;
       out.computed = work.start + work.count;
-      out.prompt_logprobs_start = work.start + 1;
+      out.prompt_logprobs_start = std::max(work.start + 1, begin.first_unscored);
       if (sampling.num_prompt_logprobs >= 0) {
-        for (int32_t p = work.start; p < out.computed && p + 1 < begin.prompt_length; ++p) {
-          out.prompt_logprobs.push_back(Score(begin.tokens[p + 1], sampling.num_prompt_logprobs));
+        const int32_t end = std::min(out.computed + 1, begin.prompt_length);
+        for (int32_t p = out.prompt_logprobs_start; p < end; ++p) {
+          out.prompt_logprobs.push_back(Score(begin.tokens[p], sampling.num_prompt_logprobs));
         }
       }
       if (!work.sample) continue;

@@ -86,10 +86,12 @@ void Reply::Take(std::vector<ChoiceEvent> events) {
 
 class Cell::Client final : public WorkerClient {
  public:
-  explicit Client(std::unique_ptr<LocalCell> workers) : workers_(std::move(workers)) {}
+  Client(std::unique_ptr<LocalCell> workers, std::function<void(StepPlan*)> tamper)
+      : workers_(std::move(workers)), tamper_(std::move(tamper)) {}
   int32_t num_attention_workers() const override { return workers_->num_attention_workers(); }
   uint64_t progress() const override { return workers_->progress(); }
   void Execute(int32_t worker, StepPlan plan) override {
+    if (tamper_) tamper_(&plan);
     workers_->Execute(worker, std::move(plan));
   }
   void SetResultCallback(std::function<void(StepResult)> on_result) override {
@@ -106,12 +108,14 @@ class Cell::Client final : public WorkerClient {
 
  private:
   const std::unique_ptr<LocalCell> workers_;
+  const std::function<void(StepPlan*)> tamper_;
 };
 
-Cell::Cell(const CellOptions& workers, SchedulerOptions scheduler) {
+Cell::Cell(const CellOptions& workers, SchedulerOptions scheduler,
+           std::function<void(StepPlan*)> tamper) {
   auto cell = LocalCell::Create(workers);
   if (!cell.ok()) internal::CheckFailed(__FILE__, __LINE__, cell.status().ToString());
-  client_ = std::make_unique<Client>(*std::move(cell));
+  client_ = std::make_unique<Client>(*std::move(cell), std::move(tamper));
   scheduler.max_num_batched_tokens = workers.max_num_batched_tokens;
   scheduler.max_num_seqs = workers.max_num_seqs;
   scheduler_ = std::make_unique<Scheduler>(scheduler, client_->model(), client_.get());

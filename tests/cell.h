@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,7 +55,9 @@ class Reply {
 class Cell {
  public:
   // The scheduler's batch limit follows the workers'. CHECKs that the checkpoint loads.
-  explicit Cell(const CellOptions& workers, SchedulerOptions scheduler = {});
+  // `tamper`, if any, may change each plan on its way to its worker (the scheduler's thread).
+  explicit Cell(const CellOptions& workers, SchedulerOptions scheduler = {},
+                std::function<void(StepPlan*)> tamper = nullptr);
   ~Cell();
 
   const ModelInfo& model() const;

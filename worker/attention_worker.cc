@@ -211,12 +211,13 @@ void AttentionWorker::ScorePrompt(const SequenceWork& work, int32_t first_row,
                                   SequenceResult* result) {
   const SequenceState& state = table_.Get(work.sequence);
   if (state.sampling->num_prompt_logprobs < 0) return;
-  result->prompt_logprobs_start = work.start + 1;
   // Position p scores the prompt's token at p + 1.
+  const int32_t begin = std::max(work.start, state.first_unscored - 1);
   const int32_t end = std::min(work.start + work.count, state.prompt_length - 1);
+  result->prompt_logprobs_start = begin + 1;
   std::array<int32_t, Decoder::kMaxLogitsRows> rows;
   std::vector<SampledToken> scored;
-  for (int32_t p = work.start; p < end;) {
+  for (int32_t p = begin; p < end;) {
     const int32_t count = std::min<int32_t>(end - p, static_cast<int32_t>(rows.size()));
     for (int32_t i = 0; i < count; ++i)
       rows[static_cast<size_t>(i)] = first_row + p - work.start + i;

@@ -72,6 +72,24 @@ int64_t Decoder::WorkspaceBytes(const ModelConfig& config, DType act, int32_t ma
   return max_rows * (f32 + activations) + kMaxLogitsRows * logits_row;
 }
 
+ScratchLimits Decoder::MaxCalls(const ModelConfig& config, DType act, int32_t max_rows,
+                                int32_t max_model_len) {
+  const AttentionConfig& a = config.attention;
+  return {.act = act,
+          .matmul_rows = std::max<int64_t>(max_rows, kMaxLogitsRows),
+          .matmul_k = std::max(config.hidden_size, a.num_heads * a.head_dim),
+          .mlp_rows = max_rows,
+          .mlp_hidden = config.hidden_size,
+          .mlp_width = std::max(config.dense_width, config.moe.shared_width),
+          .attention_rows = max_rows,
+          .num_heads = a.num_heads,
+          .num_kv_heads = a.num_kv_heads,
+          .head_dim = a.head_dim,
+          .max_positions = max_model_len,
+          .combine_hidden = config.hidden_size,
+          .vocab_size = config.vocab_size};
+}
+
 absl::Status Decoder::Forward(const StepHeader& step, const DecoderBatch& batch) {
   const int64_t rows = batch.num_rows();
   SY_CHECK(rows >= 1 && rows <= max_rows_);

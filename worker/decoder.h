@@ -42,6 +42,9 @@ class Decoder {
 
   // Bytes of its work space.
   static int64_t WorkspaceBytes(const ModelConfig& config, DType act, int32_t max_rows);
+  // The largest calls that it makes of its back end.
+  static ScratchLimits MaxCalls(const ModelConfig& config, DType act, int32_t max_rows,
+                                int32_t max_model_len);
 
   // Runs all layers. REQUIRES: 1 <= num_rows <= max_rows. Errors are those of the exchange.
   absl::Status Forward(const StepHeader& step, const DecoderBatch& batch);

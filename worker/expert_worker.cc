@@ -68,6 +68,11 @@ int64_t ExpertWorker::BufferBytes(const ExchangeShape& shape, const CellRanks& r
              static_cast<int64_t>(MaxDispatchBytes(shape) + MaxCountsBytes(shape));
 }
 
+ScratchLimits ExpertWorker::MaxCalls(const ExchangeShape& shape, DType act, int64_t hidden,
+                                     int64_t width) {
+  return {.act = act, .mlp_rows = MaxCopies(shape), .mlp_hidden = hidden, .mlp_width = width};
+}
+
 void ExpertWorker::Execute(StepHeader step) {
   MutexLock lock(mu_);
   SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);

@@ -52,6 +52,9 @@ class ExpertWorker {
   ~ExpertWorker();
 
   static int64_t BufferBytes(const ExchangeShape& shape, const CellRanks& ranks);
+  // The largest calls that it makes of its back end. `width`: of the widest expert.
+  static ScratchLimits MaxCalls(const ExchangeShape& shape, DType act, int64_t hidden,
+                                int64_t width);
 
   void Execute(StepHeader step);
 

@@ -122,14 +122,16 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
                    .expert_weights_bytes = 0,
                    .kv_bytes = 0,
                    .ranks = parts->ranks,
-                   .max_rows = options.max_num_batched_tokens};
+                   .max_rows = options.max_num_batched_tokens,
+                   .threads = parts->pool->num_threads()};
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     use.expert_weights_bytes +=
         ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e) +
         parts->model.expert_bytes * options.planner.foreign_slots_per_rank *
             parts->model.info.num_moe_layers;
   }
-  const absl::StatusOr<int64_t> left = MemoryLeft(parts->model, use, AvailableMemoryBytes());
+  const absl::StatusOr<int64_t> left =
+      MemoryLeft(parts->model, use, *parts->backends.front(), AvailableMemoryBytes());
   if (!left.ok()) return left.status();
   const absl::StatusOr<int32_t> blocks =
       PlanKvBlocks({.requested_bytes = options.kv_cache_memory,

@@ -1,6 +1,7 @@
 #include "worker/local_cell.h"
 
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -185,7 +186,6 @@ TEST(LocalCellTest, ModelInfo) {
   EXPECT_EQ(info.name, "qwen3_moe");
   EXPECT_EQ(info.architecture, "Qwen3MoeForCausalLM");
   EXPECT_EQ(info.dtype, "float32");
-  EXPECT_EQ(info.num_layers, 3);
   EXPECT_EQ(info.num_moe_layers, 2);
   EXPECT_EQ(info.max_model_len, 512);
   EXPECT_GE(info.kv_bytes_per_token, 3 * 2 * 2 * 24 * 4);
@@ -267,6 +267,60 @@ TEST(LocalCellTest, PromptLogprobsOfTheWholeVocabulary) {
     sum += std::exp(static_cast<double>(logprob));
   EXPECT_NEAR(sum, 1.0, 1e-5);
   EXPECT_EQ(out.prompt_logprobs[0].token, 2);
+}
+
+TEST(LocalCellTest, PromptTokensScoredInAnEarlierRunAreNotScoredAgain) {
+  const std::unique_ptr<LocalCell> cell = MakeCell(Options("mixtral"));
+  ASSERT_NE(cell, nullptr);
+  SamplingParams sampling;
+  sampling.temperature = 0.0f;
+  sampling.num_prompt_logprobs = 2;
+  TestDriver driver(cell.get());
+  const std::vector<int32_t> prompt = {1, 2, 3, 4, 5, 6, 7};
+  const std::vector<TokenLogprob> all = driver.Generate(prompt, sampling, 1).prompt_logprobs;
+  ASSERT_EQ(all.size(), 6u);
+  for (int32_t first = 1; first <= 7; ++first) {
+    for (int32_t chunk : {2, 7}) {
+      const SequenceId id = driver.Add(0, prompt, sampling, first);
+      while (driver.output(id).tokens.empty()) {
+        driver.Plan(id, chunk);
+        ASSERT_EQ(driver.Step(), "");
+      }
+      const std::vector<TokenLogprob>& got = driver.output(id).prompt_logprobs;
+      ASSERT_EQ(got.size(), static_cast<size_t>(7 - first));
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_TRUE(SameBits(got[i], all[static_cast<size_t>(first) - 1 + i])) << first << " " << i;
+      }
+      driver.End(id);
+    }
+  }
+}
+
+TEST(LocalCellTest, TheMemorySumHasTheScratchOfEveryExpertRank) {
+  CellOptions options = Options("qwen3_moe");
+  options.expert_workers = 256;
+  options.max_num_batched_tokens = 1 << 20;  // more than any memory holds
+  const std::string message(LocalCell::Create(options).status().message());
+  long long weights = 0, buffers = 0;
+  ASSERT_EQ(std::sscanf(message.c_str(),
+                        "weights of %lld bytes, a KV cache of 0 bytes and buffers of %lld",
+                        &weights, &buffers),
+            2)
+      << message;
+  const ModelConfig config = *LoadModelConfig(options.model_dir);
+  const ExchangeShape shape = {.row_bytes = static_cast<int32_t>(config.hidden_size * 4),
+                               .num_experts = config.moe.routing.num_experts,
+                               .top_k = config.moe.routing.top_k,
+                               .max_rows = options.max_num_batched_tokens};
+  const CellRanks ranks = {.num_attention = 1, .num_experts = 256};
+  ThreadPool pool(1);
+  std::string error;
+  const int64_t scratch = MakeCpuBackend(&pool, "auto", &error)
+                              ->MaxScratch(ExpertWorker::MaxCalls(
+                                  shape, DType::kF32, config.hidden_size, config.moe.expert_width))
+                              .backend;
+  EXPECT_GE(scratch, int64_t{shape.max_rows} * shape.top_k * shape.row_bytes);
+  EXPECT_GE(buffers, 256 * (ExpertWorker::BufferBytes(shape, ranks) + scratch));
 }
 
 // A checkpoint in which one token's embedding is NaN.

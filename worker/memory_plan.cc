@@ -21,7 +21,7 @@ ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows) {
 }
 
 absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& use,
-                                   int64_t available_bytes) {
+                                   const ComputeBackend& backend, int64_t available_bytes) {
   if (int64_t{use.max_rows} * model.info.top_k > kMaxCopies) {
     return absl::InvalidArgumentError(absl::StrCat("max_num_batched_tokens ", use.max_rows,
                                                    " x top ", model.info.top_k, " experts exceeds ",
@@ -32,10 +32,16 @@ absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& us
   if (use.attention_workers > 0) {  // they share them
     weights += AttentionMemoryBytes(model.config, model.dtype, model.info.max_model_len);
   }
+  const ScratchBytes attention = backend.MaxScratch(
+      Decoder::MaxCalls(model.config, model.dtype, use.max_rows, model.info.max_model_len));
+  const ScratchBytes expert = backend.MaxScratch(ExpertWorker::MaxCalls(
+      shape, model.dtype, model.config.hidden_size, model.config.moe.expert_width));
+  const int64_t num_threads = use.threads + use.attention_workers + use.expert_workers;
   const int64_t buffers =
       use.attention_workers * (Decoder::WorkspaceBytes(model.config, model.dtype, use.max_rows) +
-                               MoeExchange::BufferBytes(shape, use.ranks)) +
-      use.expert_workers * ExpertWorker::BufferBytes(shape, use.ranks);
+                               MoeExchange::BufferBytes(shape, use.ranks) + attention.backend) +
+      use.expert_workers * (ExpertWorker::BufferBytes(shape, use.ranks) + expert.backend) +
+      num_threads * (use.attention_workers > 0 ? attention.per_thread : expert.per_thread);
   const int64_t sum = weights + use.kv_bytes + buffers;
   if (sum > available_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "comm/exchange_layout.h"
+#include "kernels/backend.h"
 #include "worker/model_facts.h"
 #include "worker/moe_exchange.h"
 
@@ -21,12 +22,14 @@ struct MemoryUse {
   int64_t kv_bytes = 0;              // of all its attention workers
   CellRanks ranks;                   // of the cell: there are buffers per peer
   int32_t max_rows = 0;              // of a step
+  int32_t threads = 0;               // of the process's compute pool
 };
 
 // What `use` leaves of `available_bytes`. kResourceExhausted, with the numbers, when it is more;
-// kInvalidArgument when such steps cannot be numbered.
+// kInvalidArgument when such steps cannot be numbered. `backend`: one like
+// those of its workers.
 absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& use,
-                                   int64_t available_bytes);
+                                   const ComputeBackend& backend, int64_t available_bytes);
 
 // What the rows of this model's exchange look like.
 ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows);

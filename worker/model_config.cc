@@ -220,11 +220,6 @@ int64_t ModelConfig::num_moe_layers() const {
   return std::count(is_moe_layer.begin(), is_moe_layer.end(), 1);
 }
 
-int64_t ModelConfig::moe_index(int64_t layer) const {
-  SY_CHECK(is_moe_layer[static_cast<size_t>(layer)]);
-  return std::count(is_moe_layer.begin(), is_moe_layer.begin() + layer, 1);
-}
-
 ModelConfig ParseModelConfig(std::string_view config_json, ConfigReport* report) {
   ModelConfig config;
   const json object = json::parse(config_json, nullptr, /*allow_exceptions=*/false);

@@ -83,8 +83,6 @@ struct ModelConfig {
   MoeTensorNames names;
 
   int64_t num_moe_layers() const;
-  // Dense index of a layer among the MoE layers; REQUIRES: is_moe_layer[layer].
-  int64_t moe_index(int64_t layer) const;
 };
 
 // What parsing found. `refusals` empty: the config is usable.

@@ -89,7 +89,6 @@ TEST(ModelConfigTest, DenseLayersBySparseStepAndList) {
   const Parsed parsed = Parse(config);
   EXPECT_THAT(parsed.config.is_moe_layer, ElementsAre(0, 1, 0, 0));
   EXPECT_EQ(parsed.config.dense_width, 72);
-  EXPECT_EQ(parsed.config.moe_index(1), 0);
 }
 
 TEST(ModelConfigTest, BothSpellingsOfRopeAndDType) {

@@ -60,6 +60,10 @@ absl::Status SequenceTable::Begin(const SequenceWork& work) {
   if (begin.prompt_length < 1 || static_cast<size_t>(begin.prompt_length) > begin.tokens.size()) {
     return Bad(work, "prompt_length ", begin.prompt_length, " of ", begin.tokens.size(), " tokens");
   }
+  if (begin.first_unscored < 1 || begin.first_unscored > begin.prompt_length) {
+    return Bad(work, "first_unscored ", begin.first_unscored, " of a prompt of ",
+               begin.prompt_length);
+  }
   if (begin.tokens.size() > static_cast<size_t>(limits_.max_model_len)) {
     return Bad(work, begin.tokens.size(), " tokens exceed max_model_len ", limits_.max_model_len);
   }
@@ -74,6 +78,7 @@ absl::Status SequenceTable::Begin(const SequenceWork& work) {
   SequenceState& state = sequences_[work.sequence];
   state = {.run = work.run,
            .prompt_length = begin.prompt_length,
+           .first_unscored = begin.first_unscored,
            .sampling = begin.sampling,
            .tokens = begin.tokens,
            .block_table = {}};

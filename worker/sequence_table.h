@@ -16,6 +16,7 @@ namespace switchyard {
 struct SequenceState {
   uint32_t run = 0;
   int32_t prompt_length = 0;
+  int32_t first_unscored = 1;  // prompt positions before it have their logprobs already
   std::shared_ptr<const SamplingParams> sampling;
   std::vector<int32_t> tokens;       // by position; kUnknownToken where not known yet
   std::vector<int32_t> block_table;  // KV block of positions [i * block_size, …)

@@ -53,6 +53,17 @@ TEST(SequenceTableTest, TokensAndBlocksAreOverwrittenByPosition) {
   EXPECT_THAT(table.Get(1).block_table, ElementsAre(4));
 }
 
+TEST(SequenceTableTest, TheFirstUnscoredTokenLiesInThePrompt) {
+  SequenceTable table(kLimits);
+  for (int32_t first : {0, 4}) {
+    SequenceWork work = FirstWork(1, {5, 6, 7}, 3);
+    SequenceStart start = *work.begin;
+    start.first_unscored = first;
+    work.begin = std::make_shared<SequenceStart>(start);
+    EXPECT_THAT(ErrorOf(table, work), HasSubstr("of a prompt of 3"));
+  }
+}
+
 TEST(SequenceTableTest, EndsComeBeforeWorkAndForget) {
   SequenceTable table(kLimits);
   ASSERT_TRUE(ApplyOne(table, FirstWork(1, {5}, 1)).ok());

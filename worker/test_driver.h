@@ -38,12 +38,14 @@ class TestDriver {
     });
   }
 
-  SequenceId Add(int worker, std::vector<int32_t> prompt, const SamplingParams& sampling) {
+  SequenceId Add(int worker, std::vector<int32_t> prompt, const SamplingParams& sampling,
+                 int32_t first_unscored = 1) {
     Sequence s;
     s.worker = worker;
     s.start = std::make_shared<SequenceStart>(
         SequenceStart{.tokens = prompt,
                       .prompt_length = static_cast<int32_t>(prompt.size()),
+                      .first_unscored = first_unscored,
                       .sampling = std::make_shared<SamplingParams>(sampling)});
     s.length = static_cast<int32_t>(prompt.size());
     sequences_[next_id_] = std::move(s);

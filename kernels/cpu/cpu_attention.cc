@@ -9,6 +9,14 @@ namespace {
 
 constexpr int64_t kQueriesPerItem = 24;  // rows * heads of a group that share a pass over the keys
 
+// Calls with fewer units than this share out their splits as well.
+constexpr int64_t kUnitsPerThread = 3;
+
+// Queries of one unit.
+int64_t MaxQueries(const ScratchLimits& limits) {
+  return std::max(kQueriesPerItem, limits.num_heads / limits.num_kv_heads);
+}
+
 void CheckShape(const KvCacheShape& s) {
   SY_CHECK_GE(s.block_size, 1);
   SY_CHECK_EQ(kAttentionSplit % s.block_size, 0);
@@ -31,6 +39,22 @@ void WriteRow(const float* k, const float* v, const KvCacheShape& s, int64_t off
 }
 
 }  // namespace
+
+// Of all units of a call that shares out splits: there are fewer than kUnitsPerThread a thread.
+size_t CpuBackend::MaxSplitStateFloats(const ScratchLimits& limits) const {
+  if (limits.num_heads == 0) return 0;
+  const int64_t queries = std::min(kUnitsPerThread * pool_->num_threads() * MaxQueries(limits),
+                                   limits.attention_rows * limits.num_heads);
+  const int64_t splits = (limits.max_positions + kAttentionSplit - 1) / kAttentionSplit;
+  return static_cast<size_t>(queries * splits * AttentionStateFloats(limits.head_dim));
+}
+
+// Two states of one unit; the vector that holds them may have doubled.
+size_t CpuBackend::MaxThreadStateBytes(const ScratchLimits& limits) {
+  if (limits.num_heads == 0) return 0;
+  return static_cast<size_t>(4 * MaxQueries(limits) * AttentionStateFloats(limits.head_dim)) *
+         sizeof(float);
+}
 
 size_t CpuBackend::KvBlockBytes(const KvCacheShape& s) const {
   CheckShape(s);
@@ -187,7 +211,7 @@ void CpuBackend::Attention(const AttentionArgs& args) {
   // Few units with long contexts (decode of a small batch): share out the splits as well. The bits
   // are the same.
   const int64_t num_units = static_cast<int64_t>(units_.size());
-  const bool by_split = num_units < 3 * pool_->num_threads() &&
+  const bool by_split = num_units < kUnitsPerThread * pool_->num_threads() &&
                         std::any_of(units_.begin(), units_.end(),
                                     [](const AttentionUnit& u) { return u.splits > 1; });
   if (by_split) {

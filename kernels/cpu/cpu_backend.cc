@@ -16,6 +16,9 @@ constexpr int kNumericsVersion = 1;
 
 bool IsActivation(DType t) { return t == DType::kF32 || t == DType::kBF16; }
 
+// What Scratch() allocates for a request of `bytes`.
+size_t Grown(size_t bytes) { return bytes + bytes / 4; }
+
 std::byte* RowAt(const Tensor& t, int64_t row, int64_t width) {
   return static_cast<std::byte*>(t.data) + static_cast<size_t>(row * width) * DTypeSize(t.dtype);
 }
@@ -32,9 +35,24 @@ std::string CpuBackend::numerics_id() const {
 std::byte* CpuBackend::Scratch(Buffer* buffer, size_t bytes) {
   if (buffer->bytes() < bytes) {
     *buffer = Buffer();  // the old one goes first
-    *buffer = Buffer(bytes + bytes / 4);
+    *buffer = Buffer(Grown(bytes));
   }
   return buffer->data();
+}
+
+ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
+  const bool is_bf16 = limits.act == DType::kBF16;
+  const auto packed = [&](int64_t rows, int64_t k) {
+    return static_cast<size_t>(rows) * kernels_->packed_row_bytes(k, is_bf16);
+  };
+  const size_t rows = std::max(packed(limits.matmul_rows, limits.matmul_k),
+                               packed(limits.mlp_rows, limits.mlp_hidden));
+  const size_t hidden = packed(limits.mlp_rows, limits.mlp_width);
+  const size_t split_states = MaxSplitStateFloats(limits) * sizeof(float);
+  return {.backend = static_cast<int64_t>(Grown(rows) + Grown(hidden) + Grown(split_states)),
+          .per_thread = static_cast<int64_t>(
+              MaxThreadStateBytes(limits) + SamplerScratchBytes(limits.vocab_size) +
+              static_cast<size_t>(limits.combine_hidden) * sizeof(float))};
 }
 
 PackedMatrix CpuBackend::Pack(const Tensor& weight) {

@@ -21,6 +21,11 @@ class CpuBackend final : public ComputeBackend {
   CpuBackend(ThreadPool* pool, const KernelTable* kernels);
 
   std::string numerics_id() const override;
+  ScratchBytes MaxScratch(const ScratchLimits& limits) const override;
+  // Held now, of MaxScratch().backend.
+  size_t scratch_bytes() const {
+    return packed_rows_.bytes() + packed_hidden_.bytes() + attention_states_.bytes();
+  }
   PackedMatrix Pack(const Tensor& weight) override;
   MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) override;
   MlpWeights MakeMlp(int64_t width, int64_t hidden, DType dtype) override;
@@ -96,9 +101,11 @@ class CpuBackend final : public ComputeBackend {
   void AddBlocks(int64_t first, int64_t rows, int64_t row_bytes, std::byte* out);
   void PackBlocks(const Tensor& x);
   std::byte* Scratch(Buffer* buffer, size_t bytes);
+  static size_t MaxThreadStateBytes(const ScratchLimits& limits);
   AttentionItem MakeItem(const AttentionArgs& args, const AttentionUnit& unit) const;
   void WriteOutput(const AttentionArgs& args, const AttentionUnit& unit,
                    const AttentionItem& item) const;
+  size_t MaxSplitStateFloats(const ScratchLimits& limits) const;
   int64_t PlanAttention(const AttentionArgs& args);  // fills units_; returns multiply-adds
   void AttendByUnit(const AttentionArgs& args, int64_t macs);
   void AttendBySplit(const AttentionArgs& args, int64_t macs);

@@ -256,4 +256,10 @@ SampledToken ScoreRow(const KernelTable& kernels, std::span<const float> logits,
   return out;
 }
 
+size_t SamplerScratchBytes(int64_t vocab_size) {
+  // The list of candidates may have doubled.
+  return static_cast<size_t>(vocab_size) *
+         (2 * sizeof(float) + sizeof(int32_t) + 2 * sizeof(Candidate));
+}
+
 }  // namespace switchyard::cpu

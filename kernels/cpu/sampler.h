@@ -22,4 +22,7 @@ SampledToken SampleRow(const KernelTable& kernels, std::span<const float> logits
 SampledToken ScoreRow(const KernelTable& kernels, std::span<const float> logits, int32_t token,
                       int32_t num_top);
 
+// At most what a thread keeps for both.
+size_t SamplerScratchBytes(int64_t vocab_size);
+
 }  // namespace switchyard::cpu
