@@ -29,7 +29,7 @@ const SequenceResult* FindResult(const StepResult& result, size_t hint, Sequence
 
 std::optional<StepObservation> SchedulerCore::Apply(const StepResult& result, TimePoint now) {
   WorkerShare* share = nullptr;
-  if (in_flight_ && result.epoch == kEpoch && result.step == in_flight_->step) {
+  if (in_flight_ && result.epoch == epoch_ && result.step == in_flight_->step) {
     for (WorkerShare& s : in_flight_->shares) {
       if (s.worker == result.worker && !s.applied) share = &s;
     }
@@ -113,7 +113,7 @@ void SchedulerCore::CommitRow(Sequence& sequence, const Row& row, const Sequence
     const int32_t full = sequence.computed() / block_size_;
     const auto hashes = sequence.Hashes(hasher_, state.root, block_size_, full);
     for (int32_t i = row.start / block_size_; i < full; ++i) {
-      blocks_[sequence.worker()].Commit(sequence.blocks()[i], hashes[i]);
+      members_[sequence.worker()].blocks.Commit(sequence.blocks()[i], hashes[i]);
     }
   }
   for (size_t i = 0; i < result.prompt_logprobs.size(); ++i) {
@@ -149,15 +149,23 @@ void SchedulerCore::CommitRow(Sequence& sequence, const Row& row, const Sequence
 // anew: it may have lost them.
 void SchedulerCore::AbortShare(const WorkerShare& share, const std::string& error) {
   ++stats_.worker_errors;
-  spdlog::error("attention worker {} aborted step {}: {}", share.worker, in_flight_->step, error);
-  std::vector<SequenceEnd>& ended = ended_[share.worker];
+  spdlog::error("attention rank {} aborted step {}: {}", share.worker, in_flight_->step, error);
+  std::vector<SequenceEnd>& ended = members_[share.worker].ended;
   ended.insert(ended.end(), share.ended.begin(), share.ended.end());
-  const bool alone = in_flight_->num_sequences == 1;
   for (const Row& row : share.rows) {
     Sequence* sequence = LiveRow(row);
     if (sequence == nullptr) continue;
     ended.push_back({sequence->id()});
     sequence->ForgetTold();
+  }
+  StrikeRows(share, in_flight_->num_sequences == 1, error);
+}
+
+// `alone`: the step had rows of one sequence only.
+void SchedulerCore::StrikeRows(const WorkerShare& share, bool alone, const std::string& error) {
+  for (const Row& row : share.rows) {
+    Sequence* sequence = LiveRow(row);
+    if (sequence == nullptr) continue;
     sequence->Strike();
     if (sequence->strikes() < kMaxStrikes || !alone) continue;
     spdlog::error("request {} failed: {} aborted steps without progress, the last one alone",

@@ -6,11 +6,12 @@
 #include "scheduler/scheduler_core.h"
 
 namespace switchyard {
+
 void SchedulerCore::Preempt(Sequence& sequence) {
-  const int32_t worker = sequence.worker();
-  if (sequence.told()) ended_[worker].push_back({sequence.id()});
+  Member& member = members_[sequence.worker()];
+  if (sequence.told()) member.ended.push_back({sequence.id()});
   std::vector<int32_t> table = sequence.Stop();
-  blocks_[worker].Release(&table);
+  member.blocks.Release(&table);
   running_.erase(sequence.id());
   waiting_.emplace(sequence.id(), &sequence);
   ++stats_.preemptions;
@@ -21,6 +22,21 @@ Sequence& SchedulerCore::YoungestOn(int32_t worker) {
                                [&](const auto& entry) { return entry.second->worker() == worker; });
   SY_CHECK(it != running_.rend());
   return *it->second;
+}
+
+// Grows the block table for `positions`, or preempts the sequence: it is the youngest, or its
+// worker is too small and a larger one must take it.
+void SchedulerCore::Reserve(Sequence& sequence, int32_t positions) {
+  const int32_t needed = BlocksFor(positions);
+  BlockManager& blocks = members_[sequence.worker()].blocks;
+  if (needed > blocks.num_blocks()) return Preempt(sequence);
+  while (sequence.running() && static_cast<int32_t>(sequence.blocks().size()) < needed) {
+    if (blocks.CanAcquire({}, 1, 0)) {
+      blocks.Acquire({}, 1, sequence.mutable_blocks());
+    } else {
+      Preempt(YoungestOn(sequence.worker()));
+    }
+  }
 }
 
 std::vector<RowPick> SchedulerCore::PickAndReserve() {
@@ -38,15 +54,7 @@ std::vector<RowPick> SchedulerCore::PickAndReserve() {
     const auto it = running_.find(pick.sequence);
     if (it == running_.end()) continue;
     Sequence& sequence = *it->second;
-    const size_t needed = BlocksFor(sequence.computed() + pick.count);
-    BlockManager& blocks = blocks_[sequence.worker()];
-    while (sequence.running() && sequence.blocks().size() < needed) {
-      if (blocks.CanAcquire({}, 1, 0)) {
-        blocks.Acquire({}, 1, sequence.mutable_blocks());
-      } else {
-        Preempt(YoungestOn(sequence.worker()));
-      }
-    }
+    Reserve(sequence, sequence.computed() + pick.count);
     if (sequence.running()) kept.push_back(pick);
   }
   return kept;
@@ -54,7 +62,7 @@ std::vector<RowPick> SchedulerCore::PickAndReserve() {
 
 StepHeader SchedulerCore::NextHeader(const std::vector<RowPick>& picks) {
   StepHeader header;
-  header.epoch = kEpoch;
+  header.epoch = epoch_;
   header.step = next_step_++;
   for (const RowPick& pick : picks)
     header.participants.push_back(running_.at(pick.sequence)->worker());
@@ -71,12 +79,25 @@ StepHeader SchedulerCore::NextHeader(const std::vector<RowPick>& picks) {
   return header;
 }
 
-std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
-  if (step_in_flight()) return std::nullopt;
+std::vector<RowPick> SchedulerCore::PickSome() {
   std::vector<RowPick> picks;
-  // Each round without a pick has preempted at least one sequence.
-  while (picks.empty() && !running_.empty()) picks = PickAndReserve();
-  SY_CHECK(!picks.empty() || waiting_.empty());  // something always gets on
+  while (picks.empty()) {
+    // Each round without a pick has preempted at least one sequence.
+    while (picks.empty() && !running_.empty()) picks = PickAndReserve();
+    if (!picks.empty()) break;
+    Admit();  // one that grew out of a small worker starts on a larger one
+    if (running_.empty()) break;
+  }
+  // Something always gets on.
+  SY_CHECK(!picks.empty() || std::none_of(waiting_.begin(), waiting_.end(), [&](const auto& entry) {
+    return HasHome(*entry.second);
+  }));
+  return picks;
+}
+
+std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
+  if (!planning_ || step_in_flight()) return std::nullopt;
+  const std::vector<RowPick> picks = PickSome();
   if (picks.empty()) return std::nullopt;
 
   const StepHeader header = NextHeader(picks);
@@ -85,7 +106,7 @@ std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
   record.step = header.step;
   record.planned = now;
   for (int32_t worker : header.participants) {
-    StepPlan plan{.header = header, .work = {}, .ended = std::exchange(ended_[worker], {})};
+    StepPlan plan{.header = header, .work = {}, .ended = std::exchange(members_[worker].ended, {})};
     WorkerShare share{.worker = worker, .rows = {}, .ended = plan.ended};
     for (const RowPick& pick : picks) {
       Sequence& sequence = *running_.at(pick.sequence);

@@ -17,10 +17,19 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "proto/epoch.h"
 #include "proto/model_info.h"
 #include "proto/step_plan.h"
 
 namespace switchyard {
+
+// Epoch 1 of `num_workers` equal workers, whose ids are their ranks + 1.
+inline EpochView FirstEpoch(const ModelInfo& model, int32_t num_workers) {
+  EpochView view{.epoch = 1, .attention = {}};
+  for (int32_t rank = 0; rank < num_workers; ++rank)
+    view.attention.push_back({static_cast<uint64_t>(rank) + 1, model.num_kv_blocks});
+  return view;
+}
 
 // The fake model, a pure function of the sequence.
 struct FakeModel {

@@ -2,6 +2,7 @@
 
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -25,10 +26,10 @@ struct Command {
 
 // What other threads leave for the scheduler's thread. Taken whole, in order. Results and
 // submissions are bounded by what is in flight and by the queue's limits, cancels by the requests
-// that live.
+// that live, the other events by the workers that come and go.
 struct Messages {
   std::vector<Command> commands;
-  std::vector<StepResult> results;
+  std::vector<WorkerEvent> events;
   std::vector<std::function<void()>> drained;  // to call when nothing is left
   bool stop = false;
 };
@@ -42,10 +43,10 @@ struct Inbox {
   int32_t queued_requests SY_GUARDED_BY(mu) = 0;
   int64_t queued_tokens SY_GUARDED_BY(mu) = 0;
   bool draining SY_GUARDED_BY(mu) = false;
-  bool failed SY_GUARDED_BY(mu) = false;
+  absl::Status refusal SY_GUARDED_BY(mu);  // not OK: the workers failed or are away for too long
 
   bool empty() const SY_REQUIRES(mu) {
-    return messages.commands.empty() && messages.results.empty() && messages.drained.empty() &&
+    return messages.commands.empty() && messages.events.empty() && messages.drained.empty() &&
            !messages.stop;
   }
 
@@ -65,12 +66,18 @@ struct Inbox {
 
 struct Scheduler::State {
   State(const SchedulerOptions& options, const ModelInfo& model, WorkerClient* client)
-      : options(options), client(client), core(options, model, client->num_attention_workers()) {
+      : options(options), client(client), core(options, model) {
     Publish();  // health may ask before Start
   }
 
   void Run();
   bool Handle(Messages messages);
+  void On(const StepResult& result);
+  void On(const EpochView& view) { core.Install(view); }
+  void On(const EpochPause& pause) { core.Pause(pause); }
+  void On(const EpochEnd& end) { core.EndEpoch(end); }
+  void On(const Unavailable& event) { core.BecomeUnavailable(event.status); }
+  absl::Status Refusal() const;
   void Execute(SchedulerCore::Step step);
   void Publish();
   void Finish();
@@ -97,6 +104,7 @@ void Scheduler::State::Run() {
   for (;;) {
     const bool stop = Handle(inbox->Take(Clock::now() + kHeartbeat));
     if (stop) break;
+    if (const auto epoch = core.TakePaused()) client->Paused(*epoch);
     if (!core.step_in_flight()) core.Admit();
     if (auto step = core.Plan(Clock::now())) Execute(*std::move(step));
     Publish();
@@ -119,20 +127,29 @@ bool Scheduler::State::Handle(Messages messages) {
         break;
     }
   }
-  for (const StepResult& result : messages.results) {
-    const Clock::time_point now = Clock::now();
-    last_progress = now;
-    const auto observation = core.Apply(result, now);
-    if (observation && observer) observer(*observation);
+  for (const WorkerEvent& event : messages.events) {
+    std::visit([&](const auto& e) { On(e); }, event);
   }
-  if (core.failed()) core.EndAll(absl::UnavailableError("the workers failed"));  // submitted since
+  if (const absl::Status refusal = Refusal(); !refusal.ok()) core.EndAll(refusal);  // came since
   for (auto& done : messages.drained) drained.push_back(std::move(done));
   return messages.stop;
 }
 
+void Scheduler::State::On(const StepResult& result) {
+  const Clock::time_point now = Clock::now();
+  last_progress = now;
+  const auto observation = core.Apply(result, now);
+  if (observation && observer) observer(*observation);
+}
+
+// Why nothing is accepted; OK: it is.
+absl::Status Scheduler::State::Refusal() const {
+  return core.failed() ? absl::UnavailableError("the workers failed") : core.unavailable();
+}
+
 void Scheduler::State::Execute(SchedulerCore::Step step) {
   last_progress = Clock::now();
-  for (auto& [worker, plan] : step.plans) client->Execute(worker, std::move(plan));
+  for (auto& [rank, plan] : step.plans) client->Execute(rank, std::move(plan));
 }
 
 // Lets the world see what the loop did: the queue's room, the snapshot, the events.
@@ -148,7 +165,7 @@ void Scheduler::State::Publish() {
     MutexLock lock(inbox->mu);
     inbox->queued_requests -= left.requests;
     inbox->queued_tokens -= left.tokens;
-    inbox->failed = core.failed();
+    inbox->refusal = Refusal();
   }
   {
     SchedulerStats snapshot = core.Stats();
@@ -173,9 +190,9 @@ void Scheduler::State::Finish() {
 
 Scheduler::Scheduler(const SchedulerOptions& options, const ModelInfo& model, WorkerClient* client)
     : state_(std::make_unique<State>(options, model, client)) {
-  client->SetResultCallback([inbox = state_->inbox](StepResult result) {
+  client->SetEventCallback([inbox = state_->inbox](WorkerEvent event) {
     MutexLock lock(inbox->mu);
-    inbox->messages.results.push_back(std::move(result));
+    inbox->messages.events.push_back(std::move(event));
     inbox->changed.NotifyOne();
   });
 }
@@ -208,7 +225,7 @@ absl::StatusOr<RequestId> Scheduler::Submit(Request request) {
       static_cast<int64_t>(request.prompt.size()) * static_cast<int64_t>(request.choices.size());
   Inbox& inbox = *state_->inbox;
   MutexLock lock(inbox.mu);
-  if (inbox.failed) return absl::UnavailableError("the workers failed");
+  if (!inbox.refusal.ok()) return inbox.refusal;
   if (inbox.draining) return absl::UnavailableError("the server is draining");
   if (inbox.queued_requests >= options.max_queued_requests) {
     return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", inbox.queued_requests,

@@ -31,17 +31,21 @@ struct SchedulerStats {
   double kv_usage = 0;  // 0 … 1, blocks in use by sequences
   uint64_t steps = 0;
   uint64_t preemptions = 0;
-  uint64_t prompt_tokens = 0;  // of admitted requests
+  uint64_t moved_sequences = 0;  // to be prefilled elsewhere because their worker left
+  uint64_t prompt_tokens = 0;    // of admitted requests
   uint64_t cached_tokens = 0;
   uint64_t generation_tokens = 0;
   uint64_t batched_tokens = 0;   // rows over all steps
   uint64_t worker_errors = 0;    // steps that a worker answered with an error
+  uint64_t lost_steps = 0;       // in flight when their epoch ended
   uint64_t dropped_results = 0;  // stale, or of sequences that ended or were preempted meanwhile
   // Advances at least every second while no step runs or the workers make progress with one. So
   // `now - last_progress` beyond a stall timeout means that the loop or a worker hangs; busy is not
   // dead.
   std::chrono::steady_clock::time_point last_progress;
-  bool failed = false;  // the workers only fail; accepted requests were ended with an error
+  uint64_t epoch = 0;        // the last one installed; 0: none yet, requests wait
+  bool unavailable = false;  // there is none for too long; requests are refused meanwhile
+  bool failed = false;       // the workers only fail; accepted requests were ended with an error
 };
 
 struct StepObservation {  // for histograms; called on the scheduler's thread after each step
@@ -59,8 +63,8 @@ class Scheduler {
 
   void Start();
   // May be called before Start. kResourceExhausted when the queue is full (message names the
-  // numbers), kUnavailable when draining or failed, kInvalidArgument when it can never fit. The id
-  // is valid when OK.
+  // numbers), kUnavailable when draining, failed or without workers for too long, kInvalidArgument
+  // when it can never fit. The id is valid when OK.
   absl::StatusOr<RequestId> Submit(Request request);
   // Ends all choices of a request, or one. No further event is sent for them, except by a sink call
   // that already runs. Unknown ids are ignored.

@@ -16,18 +16,14 @@ int32_t AdmissionReserve(int32_t num_blocks) { return (num_blocks + 99) / 100; }
 
 }  // namespace
 
-SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ModelInfo& model,
-                             int32_t num_workers)
+SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ModelInfo& model)
     : options_(options),
       vocab_size_(model.vocab_size),
       max_model_len_(model.max_model_len),
       num_routing_profiles_(model.num_routing_profiles),
       block_size_(model.block_size),
       num_blocks_(model.num_kv_blocks),
-      capacity_(static_cast<int64_t>(model.block_size) * model.num_kv_blocks),
-      blocks_(num_workers, BlockManager(model.num_kv_blocks)),
-      ended_(num_workers) {
-  SY_CHECK_GE(num_workers, 1);
+      capacity_(static_cast<int64_t>(model.block_size) * model.num_kv_blocks) {
   SY_CHECK_GE(block_size_, 1);
   SY_CHECK_GE(num_blocks_, 1);
   SY_CHECK_GE(options_.max_num_seqs, 1);
@@ -133,8 +129,9 @@ void SchedulerCore::LeaveQueue(RequestState& state) {
 void SchedulerCore::End(Sequence& sequence) {
   RequestState& state = requests_.at(sequence.request());
   if (sequence.running()) {
-    if (sequence.told()) ended_[sequence.worker()].push_back({sequence.id()});
-    blocks_[sequence.worker()].Release(sequence.mutable_blocks());
+    Member& member = members_[sequence.worker()];
+    if (sequence.told()) member.ended.push_back({sequence.id()});
+    member.blocks.Release(sequence.mutable_blocks());
   }
   running_.erase(sequence.id());
   waiting_.erase(sequence.id());
@@ -145,6 +142,12 @@ void SchedulerCore::End(Sequence& sequence) {
   requests_.erase(id);
 }
 
+bool SchedulerCore::HasHome(const Sequence& sequence) const {
+  const int32_t needed = BlocksFor(sequence.total());
+  return std::any_of(members_.begin(), members_.end(),
+                     [&](const Member& m) { return needed <= m.blocks.num_blocks(); });
+}
+
 // A choice waits until the prompt it shares with its siblings is computed once and can be had from
 // the prefix cache.
 bool SchedulerCore::WaitsForSibling(const Sequence& sequence) const {
@@ -153,7 +156,7 @@ bool SchedulerCore::WaitsForSibling(const Sequence& sequence) const {
   const RequestState& state = requests_.at(sequence.request());
   if (state.prompt_computed) return false;
   for (int32_t choice = 0; choice < sequence.choice(); ++choice) {
-    if (state.choices[choice]) return true;
+    if (state.choices[choice] && HasHome(*state.choices[choice])) return true;
   }
   return false;
 }
@@ -162,8 +165,8 @@ bool SchedulerCore::WaitsForSibling(const Sequence& sequence) const {
 // first.
 std::optional<SchedulerCore::Placement> SchedulerCore::Place(Sequence& sequence) {
   const RequestState& state = requests_.at(sequence.request());
-  std::vector<int64_t> queued(blocks_.size(), 0);
-  std::vector<int32_t> num_running(blocks_.size(), 0);
+  std::vector<int64_t> queued(members_.size(), 0);
+  std::vector<int32_t> num_running(members_.size(), 0);
   for (const auto& [id, other] : running_) {
     queued[other->worker()] += other->pending();
     ++num_running[other->worker()];
@@ -179,11 +182,12 @@ std::optional<SchedulerCore::Placement> SchedulerCore::Place(Sequence& sequence)
   }
   std::optional<Placement> best;
   int64_t best_cost = std::numeric_limits<int64_t>::max();
-  for (int32_t worker = 0; worker < static_cast<int32_t>(blocks_.size()); ++worker) {
-    Placement placement{worker, blocks_[worker].FindPrefix(hashes)};
+  for (int32_t worker = 0; worker < static_cast<int32_t>(members_.size()); ++worker) {
+    const BlockManager& blocks = members_[worker].blocks;
+    Placement placement{worker, blocks.FindPrefix(hashes)};
     const int32_t num_hits = static_cast<int32_t>(placement.prefix.size());
-    const int32_t reserve = num_running[worker] == 0 ? 0 : AdmissionReserve(num_blocks_);
-    if (!blocks_[worker].CanAcquire(placement.prefix, num_blocks - num_hits, reserve)) continue;
+    const int32_t reserve = num_running[worker] == 0 ? 0 : AdmissionReserve(blocks.num_blocks());
+    if (!blocks.CanAcquire(placement.prefix, num_blocks - num_hits, reserve)) continue;
     if (worker == state.worker && state.live > 1) return placement;
     const int64_t cost = queued[worker] + sequence.total() - int64_t{num_hits} * block_size_;
     if (cost >= best_cost) continue;
@@ -198,8 +202,8 @@ void SchedulerCore::Start(Sequence& sequence, Placement placement) {
   const int32_t num_hits = static_cast<int32_t>(placement.prefix.size());
   const int32_t computed = num_hits * block_size_;
   std::vector<int32_t> table;
-  blocks_[placement.worker].Acquire(placement.prefix, BlocksFor(sequence.total()) - num_hits,
-                                    &table);
+  members_[placement.worker].blocks.Acquire(placement.prefix,
+                                            BlocksFor(sequence.total()) - num_hits, &table);
   sequence.Start(placement.worker, computed, std::move(table));
   state.worker = placement.worker;
   if (!sequence.admitted) {
@@ -216,6 +220,7 @@ void SchedulerCore::Start(Sequence& sequence, Placement placement) {
 }
 
 void SchedulerCore::Admit() {
+  if (!planning_) return;
   int64_t decodes = 0;
   int64_t prefill_rows = 0;
   for (const auto& [id, sequence] : running_) {
@@ -234,7 +239,7 @@ void SchedulerCore::Admit() {
       return;
     }
     Sequence& sequence = *it->second;
-    if (WaitsForSibling(sequence)) {
+    if (!HasHome(sequence) || WaitsForSibling(sequence)) {
       ++it;
       continue;
     }
@@ -250,14 +255,20 @@ SchedulerStats SchedulerCore::Stats() const {
   SchedulerStats stats = stats_;
   stats.running = static_cast<int32_t>(running_.size());
   stats.waiting = static_cast<int32_t>(waiting_.size());
-  int64_t used = 0;
-  for (const BlockManager& blocks : blocks_) used += blocks.num_used();
-  stats.kv_usage = static_cast<double>(used) / (static_cast<double>(num_blocks_) * blocks_.size());
+  int64_t used = 0, total = 0;
+  for (const Member& member : members_) {
+    used += member.blocks.num_used();
+    total += member.blocks.num_blocks();
+  }
+  stats.kv_usage = total == 0 ? 0 : static_cast<double>(used) / static_cast<double>(total);
+  stats.epoch = epoch_;
+  stats.unavailable = !unavailable_.ok();
   return stats;
 }
 
 void SchedulerCore::CheckIntegrity() const {
-  std::vector<std::vector<int32_t>> refs(blocks_.size(), std::vector<int32_t>(num_blocks_, 0));
+  std::vector<std::vector<int32_t>> refs;
+  for (const Member& member : members_) refs.emplace_back(member.blocks.num_blocks(), 0);
   size_t live = 0;
   for (const auto& [id, state] : requests_) {
     for (const auto& sequence : state.choices) {
@@ -273,8 +284,8 @@ void SchedulerCore::CheckIntegrity() const {
     }
   }
   SY_CHECK_EQ(live, running_.size() + waiting_.size());
-  for (size_t worker = 0; worker < blocks_.size(); ++worker)
-    blocks_[worker].CheckIntegrity(refs[worker]);
+  for (size_t rank = 0; rank < members_.size(); ++rank)
+    members_[rank].blocks.CheckIntegrity(refs[rank]);
 }
 
 }  // namespace switchyard

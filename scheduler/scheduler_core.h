@@ -9,6 +9,9 @@
 //   Apply   one worker's result is committed: KV is computed, tokens are appended, full blocks
 //   enter the prefix cache
 //
+// The attention workers come and go with epochs (core_epoch.cc): nothing is admitted or planned
+// before the first Install, nor between Pause or EndEpoch and the next Install; the rest goes on.
+//
 // Sequences change only in Apply; what is in flight lies in a StepRecord, which an error discards.
 // Priority is the sequence id (age) everywhere: the oldest sequence of a worker is never preempted
 // and fits alone, so it always gets on.
@@ -25,6 +28,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/epoch.h"
 #include "proto/model_info.h"
 #include "proto/step_plan.h"
 #include "scheduler/batch_policy.h"
@@ -42,7 +46,7 @@ class SchedulerCore {
 
   struct Step {
     uint64_t step = 0;
-    std::vector<std::pair<int32_t, StepPlan>> plans;  // by attention worker, ascending
+    std::vector<std::pair<int32_t, StepPlan>> plans;  // by attention rank, ascending
   };
   // All events of one step for one request, in the order of its choices.
   struct Delivery {
@@ -56,7 +60,7 @@ class SchedulerCore {
     int64_t tokens = 0;
   };
 
-  SchedulerCore(const SchedulerOptions& options, const ModelInfo& model, int32_t num_workers);
+  SchedulerCore(const SchedulerOptions& options, const ModelInfo& model);
 
   // kInvalidArgument, with the numbers, when the request can never run.
   absl::Status Validate(const Request& request) const;
@@ -69,6 +73,18 @@ class SchedulerCore {
   // Ends every request with an error event.
   void EndAll(const absl::Status& error);
 
+  // Workers that were in the epoch before keep their KV, prefix cache and sequences; sequences of
+  // the others wait again, with the tokens they have. REQUIRES: after Pause (and its step) or
+  // EndEpoch; a number above all before.
+  void Install(const EpochView& view);
+  void Pause(const EpochPause& pause);
+  // The epoch whose pause is to be acknowledged now: nothing of it is in flight any more.
+  std::optional<uint64_t> TakePaused();
+  // Discards the step in flight; strikes whom it may be due to.
+  void EndEpoch(const EpochEnd& end);
+  // Ends every request; whatever comes until the next Install is to be ended, too.
+  void BecomeUnavailable(const absl::Status& status);
+
   void Admit();
   // The next step; none while one is in flight or when there is nothing to do. REQUIRES: Admit was
   // called before.
@@ -76,14 +92,16 @@ class SchedulerCore {
   // Commits `result`; stale ones are counted and dropped. An observation when it completed the
   // step.
   std::optional<StepObservation> Apply(const StepResult& result, TimePoint now);
-  // What became deliverable; to be taken after each Apply and EndAll, before anything is cancelled.
+  // What became deliverable; to be taken after each Apply, EndEpoch and EndAll, before anything is
+  // cancelled.
   std::vector<Delivery> TakeDeliveries() { return std::exchange(deliveries_, {}); }
   LeftQueue TakeLeftQueue() { return std::exchange(left_queue_, {}); }
 
   bool idle() const { return requests_.empty(); }
   bool step_in_flight() const { return in_flight_.has_value(); }
   bool failed() const { return stats_.failed; }  // the workers are given up; accept nothing more
-  SchedulerStats Stats() const;                  // last_progress is left to the caller
+  const absl::Status& unavailable() const { return unavailable_; }  // OK: it is not
+  SchedulerStats Stats() const;  // last_progress is left to the caller
   // CHECKs sequences, block tables and reference counts against each other.
   void CheckIntegrity() const;
 
@@ -96,7 +114,7 @@ class SchedulerCore {
     int32_t queued = 0;                              // choices that have not run yet
     bool counted = false;                            // in the statistics of prompts
     bool prompt_computed = false;                    // by one of its choices
-    int32_t worker = -1;                             // where the latest choice was started
+    int32_t worker = -1;                             // rank where the latest choice was started
   };
   struct Row {
     SequenceId sequence = 0;
@@ -106,7 +124,7 @@ class SchedulerCore {
     bool sample = false;
   };
   struct WorkerShare {
-    int32_t worker = 0;
+    int32_t worker = 0;  // rank
     bool applied = false;
     std::vector<Row> rows;
     std::vector<SequenceEnd> ended;
@@ -123,11 +141,17 @@ class SchedulerCore {
     bool succeeded = false;   // some worker did not
   };
   struct Placement {
-    int32_t worker = -1;
+    int32_t worker = -1;          // rank
     std::vector<int32_t> prefix;  // cached blocks there
+  };
+  struct Member {  // an attention worker of the epoch
+    uint64_t worker = 0;
+    BlockManager blocks;
+    std::vector<SequenceEnd> ended;  // to tell in its next plan
   };
 
   // scheduler_core.cc: requests, admission.
+  bool HasHome(const Sequence& sequence) const;  // fits some worker, when that is empty
   bool WaitsForSibling(const Sequence& sequence) const;
   std::optional<Placement> Place(Sequence& sequence);
   void Start(Sequence& sequence, Placement placement);
@@ -137,7 +161,9 @@ class SchedulerCore {
   // core_plan.cc: planning, preemption.
   void Preempt(Sequence& sequence);
   Sequence& YoungestOn(int32_t worker);
+  void Reserve(Sequence& sequence, int32_t positions);
   std::vector<RowPick> PickAndReserve();
+  std::vector<RowPick> PickSome();
   StepHeader NextHeader(const std::vector<RowPick>& picks);
 
   // core_apply.cc: results, events, failures.
@@ -146,12 +172,15 @@ class SchedulerCore {
   void CommitShare(const WorkerShare& share, const StepResult& result, TimePoint now);
   void CommitRow(Sequence& sequence, const Row& row, const SequenceResult& result, TimePoint now);
   void AbortShare(const WorkerShare& share, const std::string& error);
+  void StrikeRows(const WorkerShare& share, bool alone, const std::string& error);
   StepObservation FinishStep(TimePoint now);
   void FailRequest(RequestId id, const absl::Status& error);
   ChoiceEvent& EventOf(const Sequence& sequence);
   void FlushEvents();
 
-  static constexpr uint64_t kEpoch = 1;  // the in-process cell never changes its membership
+  // core_epoch.cc.
+  int32_t MoveSequences(const std::vector<int32_t>& new_rank);
+
   // Aborted steps without progress: one fewer and the sequence runs alone, this many (the last
   // alone) and it fails.
   static constexpr int32_t kMaxStrikes = 3;
@@ -166,15 +195,18 @@ class SchedulerCore {
   const int32_t max_model_len_;
   const uint32_t num_routing_profiles_;
   const int32_t block_size_;
-  const int32_t num_blocks_;  // per worker
-  const int64_t capacity_;    // positions per worker
+  const int32_t num_blocks_;  // of a worker, bounds requests
+  const int64_t capacity_;    // positions, the same bound
   const BlockHasher hasher_;
 
   std::unordered_map<RequestId, RequestState> requests_;
-  std::map<SequenceId, Sequence*> waiting_;      // by age
-  std::map<SequenceId, Sequence*> running_;      // by age
-  std::vector<BlockManager> blocks_;             // [num_workers]
-  std::vector<std::vector<SequenceEnd>> ended_;  // [num_workers], to tell in the next plan
+  std::map<SequenceId, Sequence*> waiting_;  // by age
+  std::map<SequenceId, Sequence*> running_;  // by age
+  std::vector<Member> members_;              // by rank, of the last epoch installed
+  uint64_t epoch_ = 0;                       // 0: none yet
+  bool planning_ = false;                    // the epoch lives and is not paused
+  bool pausing_ = false;                     // TakePaused is to say so
+  absl::Status unavailable_;
   std::optional<StepRecord> in_flight_;
   std::map<RequestId, Delivery> events_;  // of the step in flight
   std::vector<Delivery> deliveries_;

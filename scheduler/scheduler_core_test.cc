@@ -26,7 +26,8 @@ class SchedulerCoreTest : public Test {
   }
 
   void Make(int32_t num_workers = 1) {
-    core_ = std::make_unique<SchedulerCore>(options_, model_, num_workers);
+    core_ = std::make_unique<SchedulerCore>(options_, model_);
+    core_->Install(FirstEpoch(model_, num_workers));
     for (int32_t w = 0; w < num_workers; ++w) workers_.emplace_back(model_, w);
   }
 

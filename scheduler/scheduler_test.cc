@@ -43,7 +43,7 @@ class ThreadedClient : public WorkerClient {
  public:
   enum class Mode { kWork, kHang, kFail };
   ThreadedClient(const ModelInfo& model, int32_t num_workers, Mode mode = Mode::kWork)
-      : mode_(mode) {
+      : first_epoch_(FirstEpoch(model, num_workers)), mode_(mode) {
     for (int32_t i = 0; i < num_workers; ++i) lanes_.push_back(std::make_unique<Lane>(model, i));
     for (auto& lane : lanes_) lane->thread = std::thread([this, lane = lane.get()] { Run(*lane); });
   }
@@ -57,10 +57,11 @@ class ThreadedClient : public WorkerClient {
   }
 
   uint64_t progress() const override { return 0; }
-  int32_t num_attention_workers() const override { return static_cast<int32_t>(lanes_.size()); }
-  void SetResultCallback(std::function<void(StepResult)> on_result) override {
-    on_result_ = std::move(on_result);
+  void SetEventCallback(std::function<void(WorkerEvent)> on_event) override {
+    on_event_ = std::move(on_event);
+    on_event_(first_epoch_);
   }
+  void Paused(uint64_t) override {}
   void Execute(int32_t worker, StepPlan plan) override {
     Lane& lane = *lanes_.at(worker);
     ++num_plans;
@@ -69,7 +70,7 @@ class ThreadedClient : public WorkerClient {
     lane.changed.NotifyOne();
   }
   // A result that nobody waits for.
-  void SendStale() { on_result_(StepResult{1, 1, 0, "", false, {}}); }
+  void SendStale() { on_event_(StepResult{1, 1, 0, "", false, {}}); }
 
   std::atomic<int32_t> num_plans = 0;
 
@@ -98,12 +99,13 @@ class ThreadedClient : public WorkerClient {
       if (mode_ == Mode::kHang) continue;
       StepResult result = lane.worker.Run(*plan);
       if (mode_ == Mode::kFail) result.error = "broken";
-      on_result_(std::move(result));
+      on_event_(std::move(result));
     }
   }
 
+  const EpochView first_epoch_;
   const Mode mode_;
-  std::function<void(StepResult)> on_result_;  // set before the first Execute
+  std::function<void(WorkerEvent)> on_event_;  // set before the first Execute
   std::vector<std::unique_ptr<Lane>> lanes_;
 };
 

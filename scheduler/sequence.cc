@@ -41,6 +41,12 @@ void Sequence::Start(int32_t worker, int32_t computed, std::vector<int32_t> bloc
   blocks_ = std::move(blocks);
 }
 
+void Sequence::Move(int32_t worker) {
+  SY_CHECK(running());
+  SY_CHECK_GE(worker, 0);
+  worker_ = worker;
+}
+
 std::vector<int32_t> Sequence::Stop() {
   SY_CHECK(running());
   worker_ = -1;

@@ -43,7 +43,7 @@ class Sequence {
   int32_t pending() const { return total() - computed_; }
   bool decoding() const { return generated() > 0 && pending() == 1; }
   bool running() const { return worker_ >= 0; }
-  int32_t worker() const { return worker_; }  // -1 while it waits
+  int32_t worker() const { return worker_; }  // rank; -1 while it waits
   uint32_t run() const { return run_; }
   const std::vector<int32_t>& blocks() const { return blocks_; }
   std::span<const int32_t> tokens() const { return tokens_; }
@@ -61,6 +61,8 @@ class Sequence {
   // Waiting → running on `worker`; the first `computed` positions lie in blocks of the prefix
   // cache.
   void Start(int32_t worker, int32_t computed, std::vector<int32_t> blocks);
+  // Its worker has this rank from now on. REQUIRES: running().
+  void Move(int32_t worker);
   // Running → waiting; returns the blocks, which the caller releases. Everything is computed again,
   // as another run.
   std::vector<int32_t> Stop();

@@ -33,7 +33,8 @@ struct Totals {
 class Simulation {
  public:
   Simulation(const CellConfig& config, uint64_t seed)
-      : config_(config), random_(seed), core_(config.options, config.model, config.num_workers) {
+      : config_(config), random_(seed), core_(config.options, config.model) {
+    core_.Install(FirstEpoch(config.model, config.num_workers));
     for (int32_t w = 0; w < config.num_workers; ++w) workers_.emplace_back(config.model, w);
   }
 

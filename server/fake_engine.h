@@ -28,8 +28,11 @@ namespace switchyard {
 // own.
 class EchoWorker : public WorkerClient {
  public:
-  EchoWorker(int32_t end_id, int32_t vocab_size)
-      : end_id_(end_id), vocab_size_(vocab_size), thread_([this] { Run(); }) {}
+  EchoWorker(int32_t end_id, const ModelInfo& model)
+      : end_id_(end_id),
+        vocab_size_(model.vocab_size),
+        num_kv_blocks_(model.num_kv_blocks),
+        thread_([this] { Run(); }) {}
   ~EchoWorker() override {
     {
       std::lock_guard lock(mu_);
@@ -40,10 +43,11 @@ class EchoWorker : public WorkerClient {
   }
 
   uint64_t progress() const override { return 0; }
-  int32_t num_attention_workers() const override { return 1; }
-  void SetResultCallback(std::function<void(StepResult)> on_result) override {
-    on_result_ = std::move(on_result);
+  void SetEventCallback(std::function<void(WorkerEvent)> on_event) override {
+    on_event_ = std::move(on_event);
+    on_event_(EpochView{.epoch = 1, .attention = {{.worker = 1, .num_kv_blocks = num_kv_blocks_}}});
   }
+  void Paused(uint64_t) override {}
   void Execute(int32_t, StepPlan plan) override {
     std::lock_guard lock(mu_);
     plans_.push_back(std::move(plan));
@@ -75,7 +79,7 @@ class EchoWorker : public WorkerClient {
         plan = std::move(plans_.front());
         plans_.pop_front();
       }
-      on_result_(Compute(plan));
+      on_event_(Compute(plan));
     }
   }
 
@@ -132,7 +136,8 @@ class EchoWorker : public WorkerClient {
 
   const int32_t end_id_;
   const int32_t vocab_size_;
-  std::function<void(StepResult)> on_result_;
+  const int32_t num_kv_blocks_;
+  std::function<void(StepResult)> on_event_;
   std::map<SequenceId, std::shared_ptr<const SequenceStart>> known_;  // worker's thread only
   std::atomic<int> num_to_fail_{0};
   std::atomic<bool> dead_{false};
@@ -182,7 +187,7 @@ class TestServer {
     model_.block_size = 16;
     model_.num_kv_blocks = options_.num_kv_blocks;
     model_.eos_token_ids = {end_id};
-    worker_ = std::make_unique<EchoWorker>(end_id, model_.vocab_size);
+    worker_ = std::make_unique<EchoWorker>(end_id, model_);
     scheduler_ = std::make_unique<Scheduler>(options_.scheduler, model_, worker_.get());
     scheduler_->SetStepObserver(server_.step_observer());
     scheduler_->Start();

@@ -88,14 +88,20 @@ class Cell::Client final : public WorkerClient {
  public:
   Client(std::unique_ptr<LocalCell> workers, std::function<void(StepPlan*)> tamper)
       : workers_(std::move(workers)), tamper_(std::move(tamper)) {}
-  int32_t num_attention_workers() const override { return workers_->num_attention_workers(); }
   uint64_t progress() const override { return workers_->progress(); }
-  void Execute(int32_t worker, StepPlan plan) override {
+  void Execute(int32_t rank, StepPlan plan) override {
     if (tamper_) tamper_(&plan);
-    workers_->Execute(worker, std::move(plan));
+    workers_->Execute(rank, std::move(plan));
   }
-  void SetResultCallback(std::function<void(StepResult)> on_result) override {
-    workers_->SetResultCallback(std::move(on_result));
+  void Paused(uint64_t) override {}  // never asked to
+  void SetEventCallback(std::function<void(WorkerEvent)> on_event) override {
+    workers_->SetResultCallback([on_event](StepResult result) { on_event(std::move(result)); });
+    EpochView view{.epoch = 1, .attention = {}};
+    for (int rank = 0; rank < workers_->num_attention_workers(); ++rank) {
+      view.attention.push_back(
+          {.worker = static_cast<uint64_t>(rank) + 1, .num_kv_blocks = model().num_kv_blocks});
+    }
+    on_event(std::move(view));
   }
   const ModelInfo& model() const { return workers_->model_info(); }
   uint64_t weights_moved() const {

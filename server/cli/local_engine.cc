@@ -11,15 +11,21 @@
 namespace switchyard {
 namespace {
 
-// The scheduler's view of the workers in this process.
+// The scheduler's view of the workers in this process: one epoch that lasts.
 class CellClient final : public WorkerClient {
  public:
   explicit CellClient(LocalCell* cell) : cell_(cell) {}
-  int32_t num_attention_workers() const override { return cell_->num_attention_workers(); }
   uint64_t progress() const override { return cell_->progress(); }
-  void Execute(int32_t worker, StepPlan plan) override { cell_->Execute(worker, std::move(plan)); }
-  void SetResultCallback(std::function<void(StepResult)> on_result) override {
-    cell_->SetResultCallback(std::move(on_result));
+  void Execute(int32_t rank, StepPlan plan) override { cell_->Execute(rank, std::move(plan)); }
+  void Paused(uint64_t) override {}  // never asked to
+  void SetEventCallback(std::function<void(WorkerEvent)> on_event) override {
+    cell_->SetResultCallback([on_event](StepResult result) { on_event(std::move(result)); });
+    EpochView view{.epoch = 1, .attention = {}};
+    for (int rank = 0; rank < cell_->num_attention_workers(); ++rank) {
+      view.attention.push_back({.worker = static_cast<uint64_t>(rank) + 1,
+                                .num_kv_blocks = cell_->model_info().num_kv_blocks});
+    }
+    on_event(std::move(view));
   }
 
  private:
