@@ -15,6 +15,7 @@ struct ModelInfo {
   std::string dtype;         // "float32" | "bfloat16"
   int32_t vocab_size = 0;    // of the embedding; may exceed the tokenizer's
   int32_t max_model_len = 0;
+  int32_t num_layers = 0;
   int32_t num_moe_layers = 0;
   int32_t num_experts = 0;
   int32_t top_k = 0;

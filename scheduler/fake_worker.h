@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -59,19 +60,20 @@ struct FakeModel {
 
 class FakeWorker {
  public:
-  FakeWorker(const ModelInfo& model, int32_t index)
+  FakeWorker(const ModelInfo& model, int32_t rank)
       : block_size_(model.block_size),
         vocab_(model.vocab_size),
-        index_(index),
+        rank_(rank),
         slots_(static_cast<size_t>(model.block_size) * model.num_kv_blocks),
         table_refs_(model.num_kv_blocks) {}
 
   StepResult Run(const StepPlan& plan) {
-    StepResult result{plan.header.epoch, plan.header.step, index_, "", false, {}};
+    StepResult result{plan.header.epoch, plan.header.step, rank_, "", false, {}};
+    EXPECT_EQ(plan.header.epoch, epoch_);
     EXPECT_GT(plan.header.step, last_step_);
     last_step_ = plan.header.step;
     EXPECT_TRUE(std::binary_search(plan.header.participants.begin(), plan.header.participants.end(),
-                                   index_));
+                                   rank_));
     EXPECT_FALSE(plan.work.empty());
     for (const SequenceEnd& end : plan.ended) known_.erase(end.sequence);
     for (const SequenceWork& work : plan.work) Learn(work);
@@ -86,6 +88,15 @@ class FakeWorker {
       result.results.push_back(Compute(work));
     }
     return result;
+  }
+
+  // From now on it takes steps of `epoch` as `rank`. It keeps its KV, and forgets the rest if it is
+  // to: it must be told everything again in either case.
+  void Install(uint64_t epoch, int32_t rank, bool forget) {
+    epoch_ = epoch;
+    rank_ = rank;
+    if (forget) known_.clear();
+    fresh_.clear();
   }
 
   // Sequences that it has been told of and that have not been ended.
@@ -109,7 +120,9 @@ class FakeWorker {
       EXPECT_FALSE(known_.contains(work.sequence)) << "begun twice";
       EXPECT_EQ(work.block_table_start, 0);
       known_[work.sequence] = {work.run, work.begin, {}, work.begin->tokens};
+      fresh_.insert(work.sequence);
     }
+    EXPECT_TRUE(fresh_.contains(work.sequence)) << "not begun in this epoch";
     ASSERT_TRUE(known_.contains(work.sequence)) << "never begun";
     Known& k = known_[work.sequence];
     ASSERT_EQ(k.run, work.run);
@@ -181,10 +194,12 @@ class FakeWorker {
 
   const int32_t block_size_;
   const int32_t vocab_;
-  const int32_t index_;
+  int32_t rank_;
+  uint64_t epoch_ = 1;
   std::vector<Slot> slots_;
   std::vector<int32_t> table_refs_;
   std::map<SequenceId, Known> known_;
+  std::set<SequenceId> fresh_;  // begun in this epoch
   uint64_t last_step_ = 0;
   size_t num_scored_ = 0;
 };

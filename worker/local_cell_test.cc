@@ -186,6 +186,7 @@ TEST(LocalCellTest, ModelInfo) {
   EXPECT_EQ(info.name, "qwen3_moe");
   EXPECT_EQ(info.architecture, "Qwen3MoeForCausalLM");
   EXPECT_EQ(info.dtype, "float32");
+  EXPECT_EQ(info.num_layers, 3);
   EXPECT_EQ(info.num_moe_layers, 2);
   EXPECT_EQ(info.max_model_len, 512);
   EXPECT_GE(info.kv_bytes_per_token, 3 * 2 * 2 * 24 * 4);

@@ -109,6 +109,7 @@ absl::StatusOr<OpenedModel> OpenModel(const ModelFactsOptions& options) {
                 .dtype = DTypeName(model.dtype),
                 .vocab_size = static_cast<int32_t>(c.vocab_size),
                 .max_model_len = *max_model_len,
+                .num_layers = static_cast<int32_t>(c.num_layers),
                 .num_moe_layers = static_cast<int32_t>(c.num_moe_layers()),
                 .num_experts = c.moe.routing.num_experts,
                 .top_k = c.moe.routing.top_k,
