@@ -137,7 +137,7 @@ class EchoWorker : public WorkerClient {
   const int32_t end_id_;
   const int32_t vocab_size_;
   const int32_t num_kv_blocks_;
-  std::function<void(StepResult)> on_event_;
+  std::function<void(WorkerEvent)> on_event_;
   std::map<SequenceId, std::shared_ptr<const SequenceStart>> known_;  // worker's thread only
   std::atomic<int> num_to_fail_{0};
   std::atomic<bool> dead_{false};
