@@ -36,8 +36,7 @@ void SchedulerCore::Install(const EpochView& view) {
   unavailable_ = absl::OkStatus();
   last_participants_.clear();  // a new generation of slots
   const int32_t num_moved = MoveSequences(new_rank);
-  spdlog::info("epoch {}: {} attention workers, {} sequences to prefill again", epoch_,
-               members_.size(), num_moved);
+  if (num_moved > 0) spdlog::info("epoch {}: {} sequences are prefilled again", epoch_, num_moved);
 }
 
 // From the ranks before to `new_rank` [old ranks], -1 where the worker is gone.
