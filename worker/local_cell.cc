@@ -6,9 +6,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "spdlog/spdlog.h"
 #include "worker/kv_cache.h"
 #include "worker/memory_plan.h"
 #include "worker/model_facts.h"
+#include "worker/plan_cost_probe.h"
 #include "worker/weights.h"
 
 namespace switchyard {
@@ -52,6 +54,7 @@ struct LocalCell::Parts {
 
   absl::Status MakeBackends(const CellOptions& options);
   absl::Status ChoosePlacement(const CellOptions& options);
+  PlannerOptions Planner(const CellOptions& options) const;
 };
 
 absl::Status LocalCell::Parts::MakeBackends(const CellOptions& options) {
@@ -157,7 +160,23 @@ absl::StatusOr<std::unique_ptr<LocalCell>> LocalCell::Create(const CellOptions& 
   return cell;
 }
 
+PlannerOptions LocalCell::Parts::Planner(const CellOptions& options) const {
+  PlannerOptions planner = options.planner;
+  if (options.measure_plan_costs && model.info.num_moe_layers > 0) {
+    planner.costs = MeasurePlanCosts({.hidden = model.config.hidden_size,
+                                      .width = model.config.moe.expert_width,
+                                      .dtype = model.dtype},
+                                     backends.front().get());
+    spdlog::info(
+        "plan costs: {} ns to read an expert, {} ns per row, {} ns to move an expert (a copy)",
+        planner.costs.expert_read_ps / 1000, planner.costs.token_ps / 1000,
+        planner.costs.expert_move_ps / 1000);
+  }
+  return planner;
+}
+
 void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
+  const PlannerOptions planner = parts->Planner(options);
   pool_ = std::move(parts->pool);
   communicators_ =
       MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
@@ -175,7 +194,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                             .expert_width = parts->model.config.moe.expert_width,
                             .exchange = shape,
                             .ranks = parts->ranks,
-                            .planner = options.planner,
+                            .planner = planner,
                             .counters = expert_counters_.back()},
         parts->expert_weights[static_cast<size_t>(e)], parts->placement,
         std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get(), fail));
@@ -195,7 +214,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                           .num_blocks = info_.num_kv_blocks},
                                .exchange = shape,
                                .ranks = parts->ranks,
-                               .planner = options.planner,
+                               .planner = planner,
                                .counters = counters_.back()},
         parts->model.config, parts->attention_weights, parts->placement,
         std::move(parts->backends[rank]), kv_.back().get(), communicators_[rank].get(),

@@ -37,7 +37,8 @@ struct CellOptions {
                                 // at most half of what weights and buffers leave of the memory
   int max_num_seqs = 256;       // bounds the default of kv_cache_memory
   int max_num_batched_tokens = 2048;  // rows of a step over all participants; sizes all buffers
-  PlannerOptions planner;  // how each layer's copies are balanced over the experts' hosts
+  PlannerOptions planner;           // how each layer's copies are balanced over the experts' hosts
+  bool measure_plan_costs = false;  // planner.costs is replaced by what this machine takes
   std::shared_ptr<const ExpertPlacement> placement;           // null: even, without replicas
   std::function<void(int64_t done, int64_t total)> progress;  // bytes of the checkpoint loaded
 };

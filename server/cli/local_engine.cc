@@ -4,6 +4,8 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <map>
+#include <string>
 #include <utility>
 
 #include "server/cli/front_end_flags.h"
@@ -84,6 +86,23 @@ void AddComputeFlags(CLI::App* app, CellOptions* cell, std::string* device) {
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
 }
 
+void AddBalanceFlags(CLI::App* app, PlannerOptions* planner) {
+  static const std::map<std::string, BalanceMode> kModes = {{"auto", BalanceMode::kAuto},
+                                                            {"none", BalanceMode::kNone},
+                                                            {"eplb", BalanceMode::kEplb},
+                                                            {"llep", BalanceMode::kLlep}};
+  app->add_option("--balance", planner->mode,
+                  "how expert workers share each layer's work: auto (by measured costs), none "
+                  "(plain expert parallelism), eplb (even over replicas) or llep")
+      ->transform(CLI::CheckedTransformer(kModes).description("{auto,none,eplb,llep}"))
+      ->default_str("auto");
+  app->add_option("--expert-foreign-slots", planner->foreign_slots_per_rank,
+                  "experts per layer that an expert worker can take over from others for a while "
+                  "(0: weights never move)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, kMaxForeignSlots));
+}
+
 void AddLocalEngineFlags(CLI::App* app, LocalEngineFlags* flags) {
   CellOptions& cell = flags->cell;
   AddModelFlag(app, &cell.model_dir);
@@ -95,6 +114,8 @@ void AddLocalEngineFlags(CLI::App* app, LocalEngineFlags* flags) {
                   "expert workers; each holds a share of the experts")
       ->capture_default_str()
       ->check(CLI::Range(1, 256));
+  AddBalanceFlags(app, &cell.planner);
+  cell.measure_plan_costs = true;
   AddComputeFlags(app, &cell, &flags->device);
   app->add_option("--max-model-len", cell.max_model_len,
                   "prompt + output tokens of a sequence (0: as the model says)")

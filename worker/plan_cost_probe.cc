@@ -1,0 +1,80 @@
+#include "worker/plan_cost_probe.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kProbeBytes = int64_t{32} << 20;  // of experts: more than the caches near a core
+constexpr int kRepetitions = 3;
+constexpr int64_t kRowsPerExpert = 128;
+
+// The shortest of some runs, in ps.
+int64_t Shortest(const std::function<void()>& run) {
+  int64_t best = INT64_MAX;
+  for (int i = 0; i < kRepetitions; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    run();
+    const auto time = std::chrono::steady_clock::now() - start;
+    best = std::min<int64_t>(
+        best, std::chrono::duration_cast<std::chrono::nanoseconds>(time).count() * 1000);
+  }
+  return best;
+}
+
+void Clear(const Buffer& buffer) { std::memset(buffer.data(), 0, buffer.bytes()); }
+
+}  // namespace
+
+PlanCosts MeasurePlanCosts(const PlanCostProbe& probe, ComputeBackend* backend) {
+  std::vector<MlpWeights> experts;
+  int64_t bytes = 0;
+  while (experts.size() < 2 || (bytes < kProbeBytes && experts.size() < 64)) {
+    const MlpWeights& expert =
+        experts.emplace_back(backend->MakeMlp(probe.width, probe.hidden, probe.dtype));
+    Clear(expert.gate_up.storage);
+    Clear(expert.down.storage);
+    bytes += static_cast<int64_t>(expert.gate_up.storage.bytes() + expert.down.storage.bytes());
+  }
+  const auto num = static_cast<int64_t>(experts.size());
+  const int64_t most_rows = std::max(num, 2 * kRowsPerExpert);
+  Buffer in(static_cast<size_t>(most_rows * probe.hidden) * DTypeSize(probe.dtype));
+  Buffer out(in.bytes());
+  Clear(in);
+  const auto run = [&](std::span<const MlpGroup> groups) {
+    const int64_t rows = groups.back().end;
+    backend->GroupedMlp(in.View(probe.dtype, {rows, probe.hidden}), groups,
+                        out.View(probe.dtype, {rows, probe.hidden}));
+    backend->Synchronize();
+  };
+  std::vector<MlpGroup> one_row_each;
+  for (int64_t e = 0; e < num; ++e) {
+    one_row_each.push_back({&experts[static_cast<size_t>(e)], e, e + 1});
+  }
+  const std::vector<MlpGroup> many_rows = {{&experts[0], 0, kRowsPerExpert},
+                                           {&experts[1], kRowsPerExpert, 2 * kRowsPerExpert}};
+  const int64_t read = Shortest([&] { run(one_row_each); }) / num;
+  const int64_t token = Shortest([&] { run(many_rows); }) / (2 * kRowsPerExpert);
+  const int64_t move = Shortest([&] {
+                         for (size_t e = 1; e < experts.size(); ++e) {
+                           const auto copy = [](const Buffer& from, const Buffer& to) {
+                             std::memcpy(to.data(), from.data(), from.bytes());
+                           };
+                           copy(experts[e - 1].gate_up.storage, experts[e].gate_up.storage);
+                           copy(experts[e - 1].down.storage, experts[e].down.storage);
+                         }
+                       }) /
+                       (num - 1);
+  constexpr int64_t kMost = 10'000'000'000'000;
+  PlanCosts costs;
+  costs.token_ps = std::clamp<int64_t>(token, 1, 10'000'000);
+  costs.expert_read_ps = std::clamp<int64_t>(read, 0, kMost);
+  costs.expert_move_ps = std::clamp<int64_t>(move, 1, kMost);
+  return costs;
+}
+
+}  // namespace switchyard
