@@ -94,7 +94,7 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
     kEarly,      // accepted, its hello is of an epoch to come
     kMember,     // accepted, of the live epoch
     kOwn,        // opened by this rank, of the live epoch
-    kLingering,  // was told that the epoch is over here; the other end closes
+    kLingering,  // of an epoch that is over here; the other end closes
   };
   struct Connection {
     Role role = Role::kStranger;
@@ -113,6 +113,9 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
   void CloseAndForget(ConnectionId id) SY_REQUIRES(mu_);
   void Refuse(ConnectionId id) SY_REQUIRES(mu_);
   void SendBye(ConnectionId id, uint64_t epoch, int32_t to) SY_REQUIRES(mu_);
+  void Linger(ConnectionId id) SY_REQUIRES(mu_);
+  void OnBye(ConnectionId id) SY_REQUIRES(mu_);
+  void Lose(int32_t rank, const std::string& why) SY_REQUIRES(mu_);
   void OnHello(ConnectionId id, const WireHeader& hello, std::string secret) SY_REQUIRES(mu_);
   void Welcome(ConnectionId id, const WireHeader& hello, const std::string& secret)
       SY_REQUIRES(mu_);
@@ -126,9 +129,8 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
   void OnMalformed(ConnectionId id) SY_REQUIRES(mu_) override;
   void OnBroken(ConnectionId id, const std::string& why) SY_REQUIRES(mu_) override;
   void OnSent(uint64_t cookie) SY_REQUIRES(mu_) override;
-  void SendMessage(int32_t peer, const WireHeader& header, std::span<const std::byte> payload)
+  void Send(int32_t peer, const WireHeader& header, std::span<const std::byte> payload)
       SY_REQUIRES(mu_) override;
-  void SendReply(int32_t peer, const WireHeader& header) SY_REQUIRES(mu_) override;
   void DropIncoming(int32_t peer) SY_REQUIRES(mu_) override;
   void CutOff(int32_t peer) SY_REQUIRES(mu_) override;
 
@@ -229,6 +231,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> HostDataPlane::Join(const GroupSpe
     const Connection connection = connections_[id];
     OnHello(id, connection.hello, connection.secret);
   }
+  link_->Flush();
   link_->Wake();
   return std::make_unique<NetworkCommunicator>(this, spec.rank, size);
 }
@@ -237,6 +240,7 @@ absl::Status HostDataPlane::Start(std::span<const SendOp> sends, std::span<RecvO
   MutexLock lock(mu_);
   if (absl::Status status = group_->Post(sends, recvs); !status.ok()) group_->Fail(status);
   LeaveIfFailed();
+  link_->Flush();
   return group_->error();
 }
 
@@ -270,18 +274,26 @@ void HostDataPlane::Leave() {
   MutexLock lock(mu_);
   group_->Fail(absl::CancelledError("the communicator is destroyed"));
   LeaveIfFailed();
-  SY_CHECK_EQ(group_->num_unread(), 0);
   group_.reset();
 }
 
-// A rank with an error is lost to its peers. Answers that they wait for go first.
+// A rank with an error is lost to its peers. What it owes them goes first, but no bytes of the
+// caller, whose buffers are free now: a connection that is in the middle of them ends with them.
 void HostDataPlane::LeaveIfFailed() {
   if (group_ == nullptr || group_->error().ok() || std::exchange(left_, true)) return;
-  for (ConnectionId& id : own_) CloseAndForget(std::exchange(id, 0));
-  for (size_t peer = 0; peer < accepted_.size(); ++peer) {
-    if (const ConnectionId id = std::exchange(accepted_[peer], 0); id != 0)
+  for (size_t peer = 0; peer < own_.size(); ++peer) {
+    const ConnectionId id = std::exchange(own_[peer], 0);
+    if (id == 0) continue;
+    if (group_->IsWriting(static_cast<int32_t>(peer))) {
+      CloseAndForget(id);
+    } else {
       SendBye(id, spec_.epoch, static_cast<int32_t>(peer));
+    }
   }
+  for (ConnectionId& id : accepted_) {
+    if (id != 0) Linger(std::exchange(id, 0));
+  }
+  link_->Flush();
 }
 
 void HostDataPlane::SendBye(ConnectionId id, uint64_t epoch, int32_t to) {
@@ -290,6 +302,10 @@ void HostDataPlane::SendBye(ConnectionId id, uint64_t epoch, int32_t to) {
   bye.epoch = epoch;
   bye.to = to;
   link_->Send(id, bye, {}, /*cookie=*/0);
+  Linger(id);
+}
+
+void HostDataPlane::Linger(ConnectionId id) {
   Connection& connection = connections_[id];
   connection.role = Role::kLingering;
   SetExpiry(connection, Clock::now() + options_.linger);
@@ -396,27 +412,34 @@ std::byte* HostDataPlane::OnHeader(ConnectionId id, const WireHeader& header) {
   const auto it = connections_.find(id);
   if (it == connections_.end()) return nullptr;
   const Connection& connection = it->second;
-  const bool is_reply = header.type >= WireType::kWelcome;
+  bool is_legal = false;
   switch (connection.role) {
     case Role::kStranger:
-      if (header.type != WireType::kHello) Refuse(id);
-      return nullptr;
+      is_legal = header.type == WireType::kHello;
+      break;
     case Role::kEarly:
-      Refuse(id);  // it was not welcomed yet
-      return nullptr;
+      is_legal = header.type == WireType::kBye;  // it was not welcomed yet
+      break;
     case Role::kLingering:
-      ++discarded_;
+      if (header.type != WireType::kBye && header.type != WireType::kWelcome) ++discarded_;
       link_->DropIncoming(id);
+      if (header.type == WireType::kBye) CloseAndForget(id);
       return nullptr;
     case Role::kMember:
+      is_legal = header.epoch == spec_.epoch && header.type != WireType::kHello &&
+                 header.type != WireType::kWelcome;
+      break;
     case Role::kOwn:
+      is_legal = header.epoch == spec_.epoch &&
+                 (header.type == WireType::kWelcome || header.type == WireType::kBye);
       break;
   }
-  if (header.epoch != spec_.epoch || header.type == WireType::kHello ||
-      is_reply != (connection.role == Role::kOwn)) {
+  const bool is_ours = header.type == WireType::kBye || header.type == WireType::kWelcome;
+  if (!is_legal || (is_ours && header.payload > 0)) {
     OnMalformed(id);
     return nullptr;
   }
+  if (is_ours || connection.role != Role::kMember) return nullptr;
   return group_->OnHeader(connection.rank, header);
 }
 
@@ -425,17 +448,30 @@ void HostDataPlane::OnMessage(ConnectionId id, const WireHeader& header,
   const auto it = connections_.find(id);
   if (it == connections_.end()) return;
   const int32_t rank = it->second.rank;
-  if (it->second.role == Role::kStranger) {
-    OnHello(id, header, std::string(reinterpret_cast<const char*>(payload.data()), payload.size()));
-  } else if (header.type == WireType::kWelcome) {
-    group_->OnConnected(rank);
-  } else if (header.type == WireType::kBye) {
-    own_[static_cast<size_t>(rank)] = 0;
-    CloseAndForget(id);
-    group_->OnLost(rank, "it has left the epoch");
-  } else {
-    group_->OnMessage(rank, header);
+  switch (header.type) {
+    case WireType::kHello:
+      return OnHello(id, header,
+                     std::string(reinterpret_cast<const char*>(payload.data()), payload.size()));
+    case WireType::kWelcome:
+      return group_->OnConnected(rank);
+    case WireType::kBye:
+      return OnBye(id);
+    default:
+      return group_->OnMessage(rank, header);
   }
+}
+
+void HostDataPlane::OnBye(ConnectionId id) {
+  const Connection connection = connections_[id];
+  if (connection.role == Role::kEarly) return CloseAndForget(id);
+  Lose(connection.rank, "it has left the epoch");
+}
+
+// Nothing more is said to this peer, nor heard from it.
+void HostDataPlane::Lose(int32_t rank, const std::string& why) {
+  group_->OnLost(rank, why);
+  CloseAndForget(std::exchange(own_[static_cast<size_t>(rank)], 0));
+  CloseAndForget(std::exchange(accepted_[static_cast<size_t>(rank)], 0));
 }
 
 void HostDataPlane::OnHello(ConnectionId id, const WireHeader& hello, std::string secret) {
@@ -468,6 +504,7 @@ void HostDataPlane::Welcome(ConnectionId id, const WireHeader& hello, const std:
   welcome.from = spec_.rank;
   welcome.to = hello.from;
   link_->Send(id, welcome, {}, /*cookie=*/0);
+  group_->OnConnected(hello.from);  // it has joined, so it will read what follows our hello
 }
 
 void HostDataPlane::OnMalformed(ConnectionId id) {
@@ -489,30 +526,21 @@ void HostDataPlane::CutOff(int32_t peer) {
 void HostDataPlane::OnBroken(ConnectionId id, const std::string& why) {
   const auto it = connections_.find(id);
   if (it == connections_.end()) return;
-  const Role role = it->second.role;
-  const int32_t rank = it->second.rank;
+  const Connection connection = it->second;
   CloseAndForget(id);
-  // The end of a connection that the peer opened says nothing: it closes it before it says bye.
-  if (role == Role::kMember) accepted_[static_cast<size_t>(rank)] = 0;
-  if (role != Role::kOwn) return;
-  own_[static_cast<size_t>(rank)] = 0;
-  group_->OnLost(rank, why);
+  if (connection.role == Role::kOwn || connection.role == Role::kMember) Lose(connection.rank, why);
 }
 
-void HostDataPlane::OnSent(uint64_t cookie) { group_->OnSent(static_cast<int32_t>(cookie - 1)); }
+void HostDataPlane::OnSent(uint64_t cookie) { group_->OnWritten(static_cast<int32_t>(cookie - 1)); }
 
-void HostDataPlane::SendMessage(int32_t peer, const WireHeader& header,
-                                std::span<const std::byte> payload) {
-  link_->Send(own_[static_cast<size_t>(peer)], header, payload, static_cast<uint64_t>(peer) + 1);
+void HostDataPlane::Send(int32_t peer, const WireHeader& header,
+                         std::span<const std::byte> payload) {
+  link_->Send(own_[static_cast<size_t>(peer)], header, payload,
+              payload.empty() ? 0 : static_cast<uint64_t>(peer) + 1);
 }
 
 void HostDataPlane::DropIncoming(int32_t peer) {
-  if (const ConnectionId id = accepted_[static_cast<size_t>(peer)]; id != 0)
-    link_->DropIncoming(id);
-}
-
-void HostDataPlane::SendReply(int32_t peer, const WireHeader& header) {
-  link_->Send(accepted_[static_cast<size_t>(peer)], header, {}, /*cookie=*/0);
+  link_->DropIncoming(accepted_[static_cast<size_t>(peer)]);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -12,7 +13,6 @@
 
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -33,7 +33,7 @@ using testing::AnyOf;
 using testing::HasSubstr;
 using testing::StartsWith;
 
-constexpr std::chrono::seconds kBound(20);  // far more than anything may take
+constexpr std::chrono::seconds kBound(120);  // far more than anything may take
 
 // ---- the rank -------------------------------------------------------------------------------
 
@@ -52,11 +52,9 @@ int64_t CpuMs() {
          (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
 }
 
-int64_t ResidentKib() {
-  std::ifstream statm("/proc/self/statm");
-  int64_t total = 0, resident = 0;
-  statm >> total >> resident;
-  return resident * (sysconf(_SC_PAGESIZE) / 1024);
+int64_t HeapKib() {
+  const struct mallinfo2 info = mallinfo2();
+  return static_cast<int64_t>((info.uordblks + info.hblkhd) / 1024);
 }
 
 // All-to-all of random sizes with checked contents, until `num_rounds` or an error.
@@ -87,7 +85,7 @@ absl::Status Exchange(Communicator& comm, uint32_t seed, uint64_t num_rounds,
       if (recv.received != want.size() || !std::ranges::equal(recv.buffer, want))
         return absl::InternalError(absl::StrCat("wrong bytes from rank ", recv.peer));
     }
-    if (round % 16 == 0) std::cout << "round " << round << std::endl;
+    if (round % 4 == 0) std::cout << "round " << round << std::endl;
   }
   return absl::OkStatus();
 }
@@ -132,7 +130,7 @@ int RunRank() {
       comm.reset();
       std::cout << "left" << std::endl;
     } else if (command == "stats") {
-      std::cout << "stats " << NumOpenFiles() << " " << ResidentKib() << " "
+      std::cout << "stats " << NumOpenFiles() << " " << HeapKib() << " "
                 << plane->discarded_messages() << " " << plane->refused_messages() << std::endl;
     }
   }
@@ -363,7 +361,7 @@ TEST_F(Processes, JoiningAgainAndAgainLeaksNothing) {
         before[rank] = {files, kib};
       } else {
         EXPECT_LE(files, before[rank].first);
-        EXPECT_LT(kib, before[rank].second + 2048);
+        EXPECT_LT(kib, before[rank].second + 64);
       }
     }
   }

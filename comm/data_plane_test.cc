@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "absl/strings/str_cat.h"
 #include "comm/communicator_conformance.h"
 #include "comm/data_plane_test_ranks.h"
 #include "comm/wire.h"
@@ -56,6 +57,29 @@ class RawPeer {
   const int fd_;
 };
 
+// A peer that accepts connections and says nothing.
+class SilentPeer {
+ public:
+  SilentPeer() : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in own{};
+    own.sin_family = AF_INET;
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(own);
+    SY_CHECK_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&own), length), 0);
+    SY_CHECK_EQ(listen(fd_, 1024), 0);
+    SY_CHECK_EQ(getsockname(fd_, reinterpret_cast<sockaddr*>(&own), &length), 0);
+    address_ = absl::StrCat("127.0.0.1:", ntohs(own.sin_port));
+  }
+  SilentPeer(const SilentPeer&) = delete;
+  SilentPeer& operator=(const SilentPeer&) = delete;
+  ~SilentPeer() { close(fd_); }
+  const std::string& address() const { return address_; }
+
+ private:
+  const int fd_;
+  std::string address_;
+};
+
 constexpr std::string_view kSecret = "the secret";
 
 GroupSpec Spec(uint64_t epoch, int32_t rank, const std::vector<std::string>& addresses) {
@@ -74,13 +98,13 @@ WireHeader Hello(uint64_t epoch, int32_t from, int32_t to, uint64_t size) {
   return hello;
 }
 
-// Rank 0 lives; of rank 1 there is a listening socket that answers nothing.
+// Rank 0 lives; rank 1 is what the test says.
 class OneRank : public testing::Test {
  protected:
-  void Join(const DataPlaneOptions& options = {}) {
+  void Join(DataPlaneOptions options = {}) {
+    options.linger = std::chrono::milliseconds(1);  // nobody answers
     plane_ = MakePlane(options);
-    silent_ = MakePlane();
-    auto comm = plane_->Join(Spec(5, 0, {plane_->address(), silent_->address()}), Later());
+    auto comm = plane_->Join(Spec(5, 0, {plane_->address(), silent_.address()}), Later());
     ASSERT_TRUE(comm.ok()) << comm.status();
     comm_ = *std::move(comm);
   }
@@ -107,7 +131,8 @@ class OneRank : public testing::Test {
     return peer;
   }
 
-  std::unique_ptr<DataPlane> plane_, silent_;
+  SilentPeer silent_;
+  std::unique_ptr<DataPlane> plane_;
   std::unique_ptr<Communicator> comm_;
 };
 
@@ -122,8 +147,6 @@ TEST_F(OneRank, AMemberIsWelcomedAndHeard) {
   std::vector<std::byte> buffer(8);
   EXPECT_TRUE(Receive(buffer).ok());
   EXPECT_EQ(std::memcmp(buffer.data(), "bytes", 5), 0);
-  ASSERT_TRUE(peer.Receive(&answer));
-  EXPECT_EQ(answer.type, WireType::kDone);
   EXPECT_EQ(plane_->refused_messages(), 0u);
 }
 
@@ -191,9 +214,7 @@ TEST_F(OneRank, MessagesOfOlderEpochsAreDiscardedAndCounted) {
   // One that was a member, and is late.
   const auto member = Member();
   comm_.reset();
-  ASSERT_TRUE(member->Receive(&answer));
-  EXPECT_EQ(answer.type, WireType::kBye);
-  auto next = plane_->Join(Spec(6, 0, {plane_->address(), silent_->address()}), Later());
+  auto next = plane_->Join(Spec(6, 0, {plane_->address(), silent_.address()}), Later());
   ASSERT_TRUE(next.ok()) << next.status();
   WireHeader late = Data(100000);
   member->Send(late, std::string(100000, 'x'));
@@ -228,7 +249,7 @@ TEST_F(OneRank, AMalformedMessageIsAnErrorThatNamesItsRank) {
   expect_error({{data([](WireHeader* h) { h->magic = 1; }), ten}});
   expect_error({{data([](WireHeader* h) { h->epoch = 6; }), ten}});
   expect_error({{data([](WireHeader* h) { h->type = WireType::kHello; }), ten}});
-  expect_error({{data([](WireHeader* h) { h->type = WireType::kDone; }), ""}});
+  expect_error({{data([](WireHeader* h) { h->type = WireType::kWelcome; }), ""}});
   expect_error({{data([](WireHeader* h) { h->type = WireType{77}; }), ""}});
   expect_error({{data([](WireHeader* h) { h->kind = MessageKind{77}; }), ten}});
   expect_error({{data([](WireHeader* h) { h->offset = 5; }), ten}});
@@ -236,28 +257,36 @@ TEST_F(OneRank, AMalformedMessageIsAnErrorThatNamesItsRank) {
   expect_error({{data(same, 9), ten}});
   expect_error({{data(same, 11), ten}});
   expect_error({{data([](WireHeader* h) { h->message = 0; }), ten}});
-  expect_error({{data(same, 1001), std::string(1001, 'x')}});  // needs a request
-  expect_error({{data([](WireHeader* h) { h->step = 2; }), ten},
-                {data([](WireHeader* h) {
-                   h->step = 2;
-                   h->message = 2;
-                 }),
-                 ten}});  // one tag
-  expect_error({{data([](WireHeader* h) { h->step = 2; }, 600), std::string(600, 'x')},
-                {data(
-                     [](WireHeader* h) {
-                       h->step = 3;
-                       h->message = 2;
-                     },
-                     600),
-                 std::string(600, 'x')}});  // more than the bound
-  WireHeader request = Data(1200);
-  request.type = WireType::kRequest;
-  expect_error({{request, ten}});
-  request.step = 2;
-  expect_error({{request, ""}, {request, ""}});
-  expect_error(
-      {{request, ""}, {data([](WireHeader* h) { h->step = 2; }, 1200), std::string(1200, 'x')}});
+  const auto later = [&](uint64_t step, uint64_t message, uint64_t size) {  // not received
+    return std::pair(data(
+                         [&](WireHeader* h) {
+                           h->step = step;
+                           h->message = message;
+                         },
+                         size),
+                     std::string(size, 'x'));
+  };
+  expect_error({later(2, 1, 1001)});                   // more than the bound
+  expect_error({later(2, 1, 600), later(3, 2, 600)});  // the same
+  expect_error({later(2, 1, 10), later(2, 2, 10)});    // one tag
+  expect_error({later(2, 2, 10), later(3, 1, 10)});    // order
+  expect_error({later(2, 1, 10), later(2, 1, 10)});    // after its end
+  expect_error({later(2, 1, 0), later(2, 1, 0)});
+  expect_error({{data([](WireHeader* h) { h->type = WireType::kReady; }), ten}});
+  expect_error({{data([](WireHeader* h) { h->type = WireType::kTooLarge; }), ""}});
+  std::vector<std::pair<WireHeader, std::string>> many;
+  for (uint64_t i = 1; i <= Communicator::kMaxPendingSends + 1; ++i)
+    many.push_back(later(1 + i, i, 1));
+  expect_error(many);
+  many.clear();
+  for (uint64_t i = 0; i <= 4096; ++i) {
+    many.push_back({data([&](WireHeader* h) {
+                      h->type = WireType::kReady;
+                      h->step = i;
+                    }),
+                    ""});
+  }
+  expect_error(many);
 }
 
 // Whatever a member sends, this rank gets its bytes or an error, and lives.
@@ -268,7 +297,7 @@ TEST_F(OneRank, RandomMessagesOfAMemberHarmNobodyElse) {
     const auto peer = Member();
     for (int i = 0; i < 6; ++i) {
       WireHeader header = Data(static_cast<uint64_t>(Below(rng, 3000)));
-      header.type = static_cast<WireType>(Below(rng, 3));
+      header.type = Below(rng, 3) > 0 ? WireType::kData : static_cast<WireType>(Below(rng, 6));
       header.message = static_cast<uint64_t>(i + Below(rng, 2));
       header.step = static_cast<uint64_t>(Below(rng, 3));
       if (Below(rng, 3) == 0) header.offset = static_cast<uint64_t>(Below(rng, 3000));
@@ -330,7 +359,7 @@ TEST(DataPlane, ARankWithAnotherSecretIsLostToTheOthers) {
     if (status.ok()) status = comm->Wait(Later());
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
   }
-  EXPECT_EQ(a->refused_messages() + b->refused_messages(), 2u);
+  EXPECT_GE(a->refused_messages() + b->refused_messages(), 1u);
 }
 
 TEST(DataPlane, RefusesWrongSpecs) {

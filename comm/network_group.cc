@@ -11,7 +11,8 @@ namespace switchyard {
 namespace {
 
 constexpr size_t kPiece = WireHeader::kMaxPayload;
-constexpr int32_t kMaxPiecesOut = 8;  // handed to the wire for one peer
+constexpr size_t kMaxPiecesOut = 8;      // handed to the wire for one peer
+constexpr size_t kMaxReadyIn = 1 << 12;  // receives of one peer ahead of this rank's sends
 
 }  // namespace
 
@@ -64,10 +65,16 @@ absl::Status NetworkGroup::PostSend(const SendOp& send) {
     return absl::InvalidArgumentError(absl::StrCat("rank ", rank_, ": second send to rank ",
                                                    send.peer, " with the tag ", TagName(send.tag)));
   }
-  OutMessage out{.id = peer.next_id++, .tag = send.tag, .data = send.data};
-  if (send.data.size() <= eager_bytes_ - peer.eager_used) {
-    out.eager = out.cleared = true;
-    peer.eager_used += send.data.size();
+  OutMessage out{.tag = send.tag, .data = send.data};
+  const auto ready = std::ranges::find(peer.ready_in, send.tag, &Ready::tag);
+  if (ready != peer.ready_in.end()) {
+    // One that is too large waits for its receiver to say so.
+    out.ready = ready->capacity >= send.data.size();
+    out.refused = !out.ready;
+    peer.ready_in.erase(ready);
+  } else {
+    out.counted = send.data.size() <= eager_bytes_ - peer.eager_used;
+    if (out.counted) peer.eager_used += send.data.size();
   }
   peer.out.push_back(out);
   ++num_sends_;
@@ -85,6 +92,7 @@ absl::Status NetworkGroup::PostRecv(RecvOp& recv, std::span<const RecvOp> before
   }
   recv.received = 0;
   posted_.push_back({&recv, false});
+  if (recv.peer != rank_) SayReady(recv.peer, {recv.tag, recv.buffer.size()});
   for (InMessage& in : At(recv.peer).in) {
     if (in.recv != nullptr || in.tag != recv.tag) continue;
     TryMatch(recv.peer, in);
@@ -109,70 +117,86 @@ void NetworkGroup::MatchSelf() {
     }
     if (!out->data.empty()) std::memcpy(recv.buffer.data(), out->data.data(), out->data.size());
     recv.received = out->data.size();
-    if (out->eager) self.eager_used -= out->data.size();
+    if (out->counted) self.eager_used -= out->data.size();
     posted_.erase(posted);
     out = self.out.erase(out);
     --num_sends_;
   }
 }
 
-WireHeader NetworkGroup::HeaderTo(int32_t peer, WireType type) const {
+WireHeader NetworkGroup::HeaderTo(int32_t peer, WireType type, const MessageTag& tag) const {
   WireHeader header;
   header.type = type;
   header.epoch = epoch_;
   header.from = rank_;
   header.to = peer;
+  header.kind = tag.kind;
+  header.step = tag.step;
+  header.layer = tag.layer;
+  header.micro_batch = tag.micro_batch;
   return header;
 }
 
-void NetworkGroup::OnConnected(int32_t peer) {
-  At(peer).connected = true;
-  Pump(peer);
+void NetworkGroup::SayReady(int32_t rank, const Ready& ready) {
+  if (!At(rank).connected) return At(rank).ready_out.push_back(ready);
+  WireHeader header = HeaderTo(rank, WireType::kReady, ready.tag);
+  header.size = ready.capacity;
+  wire_->Send(rank, header, {});
 }
 
-// Hands the wire as much as it may hold for this peer. The wire may answer with OnSent at once.
+void NetworkGroup::OnConnected(int32_t rank) {
+  Peer& peer = At(rank);
+  if (!error_.ok() || std::exchange(peer.connected, true)) return;
+  for (const Ready& ready : std::exchange(peer.ready_out, {})) SayReady(rank, ready);
+  Pump(rank);
+}
+
+// Hands the wire as much as it may hold for this peer. The wire may answer with OnWritten at once.
 void NetworkGroup::Pump(int32_t peer) {
   if (pumping_) return;
   pumping_ = true;
   while (SendPiece(peer)) {
   }
   pumping_ = false;
+  EndCompleteSends(peer);
 }
 
 bool NetworkGroup::SendPiece(int32_t rank) {
   Peer& peer = At(rank);
-  if (!error_.ok() || !peer.connected || peer.lost || peer.unread >= kMaxPiecesOut) return false;
+  if (!error_.ok() || !peer.connected || peer.lost || peer.pieces.size() >= kMaxPiecesOut)
+    return false;
   for (OutMessage& out : peer.out) {
-    if (out.all_sent || (!out.cleared && out.requested)) continue;
-    WireHeader header = HeaderTo(rank, out.cleared ? WireType::kData : WireType::kRequest);
-    header.kind = out.tag.kind;
-    header.part = out.tag.part;
-    header.step = out.tag.step;
-    header.layer = out.tag.layer;
-    header.micro_batch = out.tag.micro_batch;
+    const bool may_go = out.ready || out.refused || out.counted || out.begun;
+    if (!may_go || (out.begun && out.handed == out.data.size())) continue;
+    if (!out.begun) out.id = peer.next_id++;
+    WireHeader header = HeaderTo(rank, WireType::kData, out.tag);
     header.message = out.id;
     header.size = out.data.size();
-    header.offset = out.sent;
-    std::span<const std::byte> piece;
-    if (out.cleared) {
-      piece = out.data.subspan(out.sent, std::min(kPiece, out.data.size() - out.sent));
-      out.sent += piece.size();
-      out.all_sent = out.sent == out.data.size();
-    } else {
-      out.requested = true;
-    }
-    ++peer.unread;
-    ++num_unread_;
-    wire_->SendMessage(rank, header, piece);
+    header.offset = out.handed;
+    const std::span<const std::byte> piece =
+        out.data.subspan(out.handed, std::min(kPiece, out.data.size() - out.handed));
+    out.begun = true;
+    out.handed += piece.size();
+    if (!piece.empty()) peer.pieces.push_back({out.id, piece.size()});
+    wire_->Send(rank, header, piece);
     return true;
   }
   return false;
 }
 
-void NetworkGroup::OnSent(int32_t peer) {
-  --At(peer).unread;
-  --num_unread_;
-  Pump(peer);
+void NetworkGroup::OnWritten(int32_t rank) {
+  Peer& peer = At(rank);
+  const Piece piece = peer.pieces.front();
+  peer.pieces.pop_front();
+  const auto out = std::ranges::find(peer.out, piece.message, &OutMessage::id);
+  if (out != peer.out.end()) out->written += piece.bytes;
+  Pump(rank);
+}
+
+void NetworkGroup::EndCompleteSends(int32_t rank) {
+  num_sends_ -= static_cast<int32_t>(std::erase_if(At(rank).out, [](const OutMessage& out) {
+    return out.ready && out.begun && out.written == out.data.size();
+  }));
 }
 
 std::byte* NetworkGroup::OnHeader(int32_t peer, const WireHeader& header) {
@@ -187,20 +211,36 @@ std::byte* NetworkGroup::OnHeader(int32_t peer, const WireHeader& header) {
 
 void NetworkGroup::OnMessage(int32_t peer, const WireHeader& header) {
   if (!error_.ok() || At(peer).lost) return;
-  switch (header.type) {
-    case WireType::kData:
-      return EndPiece(peer, header);
-    case WireType::kRequest: {
-      const uint64_t last_id = At(peer).last_id;
-      InMessage* in = FindOrAddIn(peer, header);
-      if (in == nullptr) return;
-      if (header.message <= last_id)
-        return Malformed(peer, absl::StrCat("a second request for message ", in->id));
-      return TryMatch(peer, *in);
-    }
-    default:
-      return OnReply(peer, header);
+  if (header.type == WireType::kData) return EndPiece(peer, header);
+  if (header.type == WireType::kReady) return OnReady(peer, header);
+  if (header.type == WireType::kTooLarge) return OnTooLarge(peer, header);
+  Malformed(peer, absl::StrCat("a message of type ", static_cast<int>(header.type)));
+}
+
+void NetworkGroup::OnReady(int32_t rank, const WireHeader& header) {
+  Peer& peer = At(rank);
+  const auto out = std::ranges::find_if(peer.out, [&](const OutMessage& o) {
+    return !o.ready && !o.refused && o.tag == header.tag();
+  });
+  if (out == peer.out.end()) {
+    if (peer.ready_in.size() >= kMaxReadyIn)
+      return Malformed(rank, absl::StrCat("more than ", kMaxReadyIn, " receives ahead"));
+    peer.ready_in.push_back({header.tag(), header.size});
+    return;
   }
+  if (std::exchange(out->counted, false)) peer.eager_used -= out->data.size();
+  out->ready = header.size >= out->data.size();
+  out->refused = !out->ready;  // its receiver says so when it sees it
+  Pump(rank);
+}
+
+void NetworkGroup::OnTooLarge(int32_t rank, const WireHeader& header) {
+  const bool is_mine = std::ranges::any_of(At(rank).out, [&](const OutMessage& o) {
+    return o.tag == header.tag() && o.data.size() == header.size && header.offset < header.size;
+  });
+  if (!is_mine)
+    return Malformed(rank, absl::StrCat("it refuses ", header.size, " bytes that never went"));
+  Fail(TooLarge(rank_, rank, header.tag(), header.size, header.offset));
 }
 
 NetworkGroup::InMessage* NetworkGroup::FindOrAddIn(int32_t rank, const WireHeader& header) {
@@ -213,22 +253,18 @@ NetworkGroup::InMessage* NetworkGroup::FindOrAddIn(int32_t rank, const WireHeade
                                  it->got, " of ", it->size));
     return nullptr;
   }
-  const bool requested = header.type == WireType::kRequest;
   if (header.message <= peer.last_id || header.offset != 0) {
     Malformed(rank, absl::StrCat("message ", header.message, " at ", header.offset, " after ",
                                  peer.last_id));
-  } else if (peer.in.size() >= Communicator::kMaxPendingSends) {
+  } else if (std::ranges::count(peer.in, nullptr, &InMessage::recv) >=
+             Communicator::kMaxPendingSends) {
     Malformed(rank, absl::StrCat("more than ", peer.in.size(), " messages under way"));
-  } else if (!requested && header.size > eager_bytes_) {
-    Malformed(rank,
-              absl::StrCat(header.size, " bytes without a request, the limit is ", eager_bytes_));
   } else if (std::ranges::any_of(peer.in,
                                  [&](const InMessage& m) { return m.tag == header.tag(); })) {
     Malformed(rank, absl::StrCat("two messages with the tag ", TagName(header.tag())));
   } else {
     peer.last_id = header.message;
-    peer.in.push_back(
-        {.id = header.message, .tag = header.tag(), .size = header.size, .requested = requested});
+    peer.in.push_back({.id = header.message, .tag = header.tag(), .size = header.size});
     return &peer.in.back();
   }
   return nullptr;
@@ -244,8 +280,8 @@ std::byte* NetworkGroup::BeginPiece(int32_t rank, const WireHeader& header) {
   }
   InMessage* in = FindOrAddIn(rank, header);
   if (in == nullptr) return nullptr;
-  if (in->whole || (in->requested && in->recv == nullptr)) {
-    Malformed(rank, absl::StrCat("bytes of message ", in->id, " that were not asked for"));
+  if (in->whole) {
+    Malformed(rank, absl::StrCat("bytes after the end of message ", in->id));
     return nullptr;
   }
   if (in->recv == nullptr) TryMatch(rank, *in);
@@ -283,29 +319,23 @@ void NetworkGroup::MoveKept(int32_t rank, InMessage& in) {
   in.kept = {};
 }
 
-// Joins the message with its receive, if that is posted, and asks for its bytes if it must.
+// Joins the message with its receive, if that is posted.
 void NetworkGroup::TryMatch(int32_t rank, InMessage& in) {
   const auto posted = std::ranges::find_if(posted_, [&](const Posted& p) {
     return !p.matched && p.recv->peer == rank && p.recv->tag == in.tag;
   });
   if (posted == posted_.end()) return;
   RecvOp& recv = *posted->recv;
-  WireHeader reply = HeaderTo(rank, WireType::kReady);
-  reply.message = in.id;
-  reply.size = in.size;
-  reply.offset = recv.buffer.size();
   if (in.size > recv.buffer.size()) {
-    reply.type = WireType::kTooLarge;
-    wire_->SendReply(rank, reply);
+    WireHeader answer = HeaderTo(rank, WireType::kTooLarge, in.tag);
+    answer.size = in.size;
+    answer.offset = recv.buffer.size();
+    wire_->Send(rank, answer, {});
     Fail(TooLarge(rank, rank_, in.tag, in.size, recv.buffer.size()));
     return;
   }
   posted->matched = true;
   in.recv = &recv;
-  if (in.requested) {
-    wire_->SendReply(rank, reply);
-    return;
-  }
   // A piece that is being read into `kept` comes first.
   if (in.incoming == 0) MoveKept(rank, in);
   TryComplete(rank, in);
@@ -315,50 +345,12 @@ void NetworkGroup::TryMatch(int32_t rank, InMessage& in) {
 void NetworkGroup::TryComplete(int32_t rank, InMessage& in) {
   if (in.recv == nullptr || !in.whole) return;
   in.recv->received = in.size;
-  Unpost(in.recv);
-  WireHeader reply = HeaderTo(rank, WireType::kDone);
-  reply.message = in.id;
-  reply.size = in.size;
-  auto& messages = At(rank).in;
-  messages.erase(std::ranges::find_if(messages, [&](const InMessage& m) { return &m == &in; }));
-  wire_->SendReply(rank, reply);
-}
-
-void NetworkGroup::Unpost(const RecvOp* recv) {
-  std::erase_if(posted_, [&](const Posted& p) { return p.recv == recv; });
-}
-
-void NetworkGroup::OnReply(int32_t rank, const WireHeader& header) {
-  Peer& peer = At(rank);
-  const auto out =
-      std::ranges::find_if(peer.out, [&](const OutMessage& o) { return o.id == header.message; });
-  if (out == peer.out.end() || header.size != out->data.size()) {
-    return Malformed(
-        rank, absl::StrCat("an answer to message ", header.message, " of ", header.size, " bytes"));
-  }
-  switch (header.type) {
-    case WireType::kReady:
-      if (!out->requested || out->cleared) break;
-      out->cleared = true;
-      return Pump(rank);
-    case WireType::kDone:
-      if (!out->all_sent) break;
-      if (out->eager) peer.eager_used -= out->data.size();
-      peer.out.erase(out);
-      --num_sends_;
-      return;
-    case WireType::kTooLarge:
-      if (header.offset >= header.size) break;
-      return Fail(TooLarge(rank_, rank, out->tag, header.size, header.offset));
-    default:
-      break;
-  }
-  Malformed(rank, absl::StrCat("answer ", static_cast<int>(header.type), " to message ",
-                               header.message, " out of turn"));
+  std::erase_if(posted_, [&](const Posted& p) { return p.recv == in.recv; });
+  std::erase_if(At(rank).in, [id = in.id](const InMessage& m) { return m.id == id; });
 }
 
 absl::Status NetworkGroup::TooLarge(int32_t from, int32_t to, const MessageTag& tag, uint64_t size,
-                                    uint64_t capacity) const {
+                                    uint64_t capacity) {
   return absl::OutOfRangeError(absl::StrCat("message of ", size, " bytes from rank ", from,
                                             " to rank ", to, " (", TagName(tag),
                                             ") does not fit its buffer of ", capacity, " bytes"));

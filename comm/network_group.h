@@ -2,16 +2,17 @@
 // sockets: groups of sends and receives, matching by tag, flow control, errors. The data plane owns
 // it, calls it under its lock, and moves what it gives to its Wire.
 //
-// A message goes to its receiver at once while at most `eager_bytes` are under way to that peer,
-// and is kept there if its receive is not posted yet. Otherwise a request goes first, and the bytes
-// when the receive is posted. In both cases the send is complete when the receiver says that the
-// bytes are in their buffer.
+// A receiver tells the sender of every receive it posts, with its capacity (kReady). A message goes
+// at once if its kReady is there, or while at most `eager_bytes` without one are under way to that
+// peer; the receiver keeps those until their receive is posted. A send is complete when its bytes
+// are written and its kReady is there: then they have a place at the receiver, and only its loss
+// can keep them from it. A message that is too large is sent all the same: its receiver finds out,
+// fails and answers.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,12 +28,10 @@ class NetworkGroup {
   class Wire {
    public:
     virtual ~Wire() = default;
-    // On the connection that this rank opened to the peer: kData, kRequest. `payload` belongs to
-    // the caller of Start: OnSent(peer) follows exactly once, perhaps from within.
-    virtual void SendMessage(int32_t peer, const WireHeader& header,
-                             std::span<const std::byte> payload) = 0;
-    // On the connection that the peer opened: kReady, kDone, kTooLarge.
-    virtual void SendReply(int32_t peer, const WireHeader& header) = 0;
+    // Messages to one peer arrive in the order of these calls. `payload` belongs to the caller of
+    // Start; when it is not empty, OnWritten(peer) follows once, perhaps from within.
+    virtual void Send(int32_t peer, const WireHeader& header,
+                      std::span<const std::byte> payload) = 0;
     // What the peer is sending goes to memory that is not ours any more.
     virtual void DropIncoming(int32_t peer) = 0;
     // A peer does not follow the protocol.
@@ -43,10 +42,10 @@ class NetworkGroup {
 
   absl::Status Post(std::span<const SendOp> sends, std::span<RecvOp> recvs);
   void EndGroup() { receiving_ = false; }  // Wait returned
-  void OnConnected(int32_t peer);          // messages may be sent to it
-  void OnSent(int32_t peer);
-  // What a member sent, on either connection; whatever is wrong with it fails this rank. OnHeader
-  // says where the payload of a kData message goes: valid until OnMessage or Wire::DropIncoming.
+  void OnConnected(int32_t peer);          // it has joined the epoch; may be said again
+  void OnWritten(int32_t peer);
+  // What a member sent; whatever is wrong with it fails this rank. OnHeader says where the payload
+  // of a kData message goes: valid until OnMessage or Wire::DropIncoming.
   std::byte* OnHeader(int32_t peer, const WireHeader& header);
   void OnMessage(int32_t peer, const WireHeader& header);
   void OnLost(int32_t peer, std::string why);
@@ -55,43 +54,52 @@ class NetworkGroup {
 
   const absl::Status& error() const { return error_; }
   bool Done() const { return num_sends_ == 0 && posted_.empty(); }
-  int32_t num_unread() const { return num_unread_; }  // payloads that OnSent is awaited for
-  bool IsLost(int32_t peer) const { return At(peer).lost; }
+  bool IsWriting(int32_t peer) const { return !At(peer).pieces.empty(); }  // OnWritten is due
   std::string LatePeers() const;
 
  private:
   struct OutMessage {
-    uint64_t id = 0;
-    MessageTag tag;
-    std::span<const std::byte> data;
-    bool eager = false;      // counted in eager_used
-    bool cleared = false;    // bytes may go
-    bool requested = false;  // the request went
-    bool all_sent = false;
-    size_t sent = 0;  // bytes handed to the wire
+    uint64_t id = 0;  // once begun
+    MessageTag tag{};
+    std::span<const std::byte> data{};
+    bool ready = false;    // its receive is posted, and large enough
+    bool refused = false;  // its receive is posted, and too small
+    bool counted = false;  // goes before that, within eager_bytes
+    bool begun = false;
+    size_t handed = 0;  // bytes the wire was given
+    size_t written = 0;
   };
   struct InMessage {
     uint64_t id = 0;
     MessageTag tag;
     size_t size = 0;
-    size_t got = 0;  // bytes; pieces come in order
-    bool requested = false;
+    size_t got = 0;                 // bytes; pieces come in order
+    size_t incoming = 0;            // bytes of the piece that is being read
     bool whole = false;             // all bytes came
     std::vector<std::byte> kept{};  // [size], when the first bytes came before the receive
-    size_t incoming = 0;            // bytes of the piece that is being read
     RecvOp* recv = nullptr;         // matched
+  };
+  struct Piece {  // a payload that the wire holds
+    uint64_t message = 0;
+    size_t bytes = 0;
+  };
+  struct Ready {
+    MessageTag tag;
+    uint64_t capacity = 0;
   };
   struct Peer {
     bool connected = false;
     bool lost = false;
     std::string lost_why;
-    uint64_t next_id = 1;        // of the messages to it
-    uint64_t last_id = 0;        // of the messages from it
-    std::deque<OutMessage> out;  // not acknowledged yet
-    size_t eager_used = 0;       // bytes of them that count
-    int32_t unread = 0;          // payloads of them that the wire holds
-    std::deque<InMessage> in;    // not complete, or not matched
-    size_t kept_bytes = 0;       // of them
+    std::deque<Ready> ready_out;  // to be said when connected
+    uint64_t next_id = 1;         // of the messages to it
+    uint64_t last_id = 0;         // of the messages from it
+    std::deque<OutMessage> out;   // not complete
+    size_t eager_used = 0;        // bytes of them that went without kReady
+    std::deque<Piece> pieces;     // of them; the wire writes in order
+    std::deque<InMessage> in;     // not complete, or not matched
+    size_t kept_bytes = 0;        // of them
+    std::deque<Ready> ready_in;   // receives that the peer posted and this rank has no send for
   };
   struct Posted {
     RecvOp* recv = nullptr;
@@ -104,19 +112,21 @@ class NetworkGroup {
   absl::Status PostSend(const SendOp& send);
   absl::Status PostRecv(RecvOp& recv, std::span<const RecvOp> before);
   void MatchSelf();
-  WireHeader HeaderTo(int32_t peer, WireType type) const;
+  WireHeader HeaderTo(int32_t peer, WireType type, const MessageTag& tag) const;
   void Pump(int32_t peer);
   bool SendPiece(int32_t peer);
+  void SayReady(int32_t peer, const Ready& ready);
+  void EndCompleteSends(int32_t peer);
+  void OnReady(int32_t peer, const WireHeader& header);
+  void OnTooLarge(int32_t peer, const WireHeader& header);
   std::byte* BeginPiece(int32_t peer, const WireHeader& header);
   void EndPiece(int32_t peer, const WireHeader& header);
   InMessage* FindOrAddIn(int32_t peer, const WireHeader& header);
-  void OnReply(int32_t peer, const WireHeader& header);
   void TryMatch(int32_t peer, InMessage& in);
   void MoveKept(int32_t peer, InMessage& in);
   void TryComplete(int32_t peer, InMessage& in);
-  void Unpost(const RecvOp* recv);
-  absl::Status TooLarge(int32_t from, int32_t to, const MessageTag& tag, uint64_t size,
-                        uint64_t capacity) const;
+  static absl::Status TooLarge(int32_t from, int32_t to, const MessageTag& tag, uint64_t size,
+                               uint64_t capacity);
   void Malformed(int32_t peer, const std::string& what);
 
   Wire* const wire_;
@@ -128,7 +138,6 @@ class NetworkGroup {
   std::vector<Posted> posted_;
   bool receiving_ = false;  // a group of receives was started and not waited for
   int32_t num_sends_ = 0;   // sum of out.size()
-  int32_t num_unread_ = 0;  // sum of unread
   bool pumping_ = false;
 };
 

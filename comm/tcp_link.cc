@@ -23,7 +23,8 @@ namespace {
 constexpr uint64_t kListener = 0;  // in epoll_event::data; else a ConnectionId
 constexpr uint64_t kWake = UINT64_MAX;
 constexpr int kBacklog = 128;
-constexpr size_t kBufferBytes = 16 << 10;
+constexpr size_t kBufferBytes = 32 << 10;
+constexpr size_t kMaxMessagesPerWrite = 16;
 constexpr size_t kDiscardBytes = 64 << 10;
 constexpr int kMaxReads = 4;  // of one connection before the others
 constexpr int kMaxAccepts = 16;
@@ -192,36 +193,47 @@ void TcpLink::Send(ConnectionId id, WireHeader header, std::span<const std::byte
     return;
   }
   header.payload = payload.size();
-  connection->out.push_back(
-      {.header = header, .payload = payload, .copy = {}, .cookie = cookie, .sent = 0});
-  if (connection->out.size() == 1 && !connection->connecting) {
-    Held held(depth_);
-    Flush(*connection);
-    if (connection->closed) return;
+  Outgoing& out = connection->out.emplace_back();
+  out.header = header;
+  out.payload = payload;
+  out.cookie = cookie;
+  if (cookie == 0) {
+    out.copy.assign(payload.begin(), payload.end());
+    out.payload = out.copy;
   }
-  if (cookie == 0 && !connection->out.empty() && !payload.empty()) {
-    Outgoing& last = connection->out.back();
-    last.copy.assign(payload.begin(), payload.end());
-    last.payload = last.copy;
+  if (!std::exchange(connection->dirty, true)) dirty_.push_back(id);
+}
+
+void TcpLink::Flush() {
+  Held held(depth_);
+  while (!dirty_.empty()) {
+    for (const ConnectionId id : std::exchange(dirty_, {})) {
+      Connection* connection = Find(id);
+      if (connection == nullptr) continue;
+      connection->dirty = false;
+      if (!connection->connecting) Write(*connection);
+    }
   }
 }
 
-// Writes what the socket takes.
-void TcpLink::Flush(Connection& connection) {
+void TcpLink::Write(Connection& connection) {
   while (!connection.closed && !connection.broken && !connection.out.empty()) {
-    Outgoing& out = connection.out.front();
-    iovec parts[2];
+    iovec parts[2 * kMaxMessagesPerWrite];
     size_t num_parts = 0;
-    size_t skip = out.sent;
-    if (skip < sizeof(out.header)) {
-      parts[num_parts++] = {reinterpret_cast<char*>(&out.header) + skip, sizeof(out.header) - skip};
-      skip = 0;
-    } else {
-      skip -= sizeof(out.header);
-    }
-    if (skip < out.payload.size()) {
-      parts[num_parts++] = {const_cast<std::byte*>(out.payload.data()) + skip,
-                            out.payload.size() - skip};
+    size_t wanted = 0;
+    for (size_t i = 0; i < std::min(connection.out.size(), kMaxMessagesPerWrite); ++i) {
+      Outgoing& out = connection.out[i];
+      const size_t of_header = std::min(out.sent, sizeof(out.header));
+      const size_t of_payload = out.sent - of_header;
+      if (of_header < sizeof(out.header)) {
+        parts[num_parts++] = {reinterpret_cast<char*>(&out.header) + of_header,
+                              sizeof(out.header) - of_header};
+      }
+      if (of_payload < out.payload.size()) {
+        parts[num_parts++] = {const_cast<std::byte*>(out.payload.data()) + of_payload,
+                              out.payload.size() - of_payload};
+      }
+      wanted += sizeof(out.header) + out.payload.size() - out.sent;
     }
     msghdr message{};
     message.msg_iov = parts;
@@ -232,11 +244,20 @@ void TcpLink::Flush(Connection& connection) {
       if (errno != EAGAIN && errno != EWOULDBLOCK) Break(connection, std::strerror(errno));
       break;
     }
-    out.sent += static_cast<size_t>(sent);
-    if (out.sent < sizeof(out.header) + out.payload.size()) continue;
-    const uint64_t cookie = out.cookie;
-    connection.out.pop_front();
-    if (cookie != 0) sink_->OnSent(cookie);
+    auto left = static_cast<size_t>(sent);
+    while (!connection.closed && !connection.out.empty()) {
+      Outgoing& out = connection.out.front();
+      const size_t rest = sizeof(out.header) + out.payload.size() - out.sent;
+      if (left < rest) {
+        out.sent += left;
+        break;
+      }
+      left -= rest;
+      const uint64_t cookie = out.cookie;
+      connection.out.pop_front();
+      if (cookie != 0) sink_->OnSent(cookie);
+    }
+    if (static_cast<size_t>(sent) < wanted) break;  // the socket is full
   }
   if (!connection.closed) Register(connection, !connection.out.empty() && !connection.broken);
 }
@@ -249,7 +270,7 @@ void TcpLink::FinishConnect(Connection& connection) {
   if (error != 0) {
     Break(connection, std::strerror(error));
   } else {
-    Flush(connection);
+    Write(connection);
   }
 }
 
@@ -388,11 +409,12 @@ void TcpLink::Dispatch(std::span<const epoll_event> events) {
       if (connection->connecting) {
         FinishConnect(*connection);
       } else if ((event.events & EPOLLOUT) != 0) {
-        Flush(*connection);
+        Write(*connection);
       }
       if ((event.events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 && !connection->closed)
         Read(*connection);
     }
+    Flush();
     for (const Broken& entry : std::exchange(broken_, {})) {
       Connection* connection = Find(entry.connection);
       if (connection != nullptr) sink_->OnBroken(entry.connection, entry.why);

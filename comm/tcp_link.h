@@ -27,8 +27,8 @@ class TcpLink {
  public:
   using ConnectionId = uint64_t;  // never reused, never 0
 
-  // Called from within Dispatch(), OnSent also from Send() and Close(). May call everything but
-  // Dispatch().
+  // Called from within Dispatch(), OnSent also from Send(), Flush() and Close(). May call
+  // everything but Dispatch().
   class Sink {
    public:
     virtual ~Sink() = default;
@@ -58,12 +58,13 @@ class TcpLink {
 
   // Does not wait for the other end; what is sent before it answered is queued.
   absl::StatusOr<ConnectionId> Connect(const std::string& address);
-  // Sets header.payload. `payload` must stay unchanged until OnSent(cookie), which may come before
-  // Send returns; cookie 0: `payload` is small and copied if need be.
+  // Queues the message; Flush() or Dispatch() writes it. Sets header.payload. `payload` must stay
+  // unchanged until OnSent(cookie); cookie 0: it is copied.
   void Send(ConnectionId connection, WireHeader header, std::span<const std::byte> payload,
             uint64_t cookie);
   // The rest of the payload that is under way is read and forgotten; OnMessage does not follow.
   void DropIncoming(ConnectionId connection);
+  void Flush();  // writes what the sockets take
   // At once; what was not sent is dropped.
   void Close(ConnectionId connection);
 
@@ -91,6 +92,7 @@ class TcpLink {
     bool broken = false;
     bool closed = false;
     bool wants_out = false;  // registered for EPOLLOUT
+    bool dirty = false;      // in dirty_
     std::deque<Outgoing> out;
     // The message that is being read.
     bool has_header = false;
@@ -112,7 +114,7 @@ class TcpLink {
   void Register(Connection& connection, bool wants_out);
   void Accept();
   void Break(Connection& connection, std::string why);
-  void Flush(Connection& connection);
+  void Write(Connection& connection);
   void FinishConnect(Connection& connection);
   void Read(Connection& connection);
   void Parse(Connection& connection);
@@ -132,7 +134,8 @@ class TcpLink {
     ConnectionId connection = 0;
     std::string why;
   };
-  std::vector<Broken> broken_;  // to be told by Dispatch()
+  std::vector<Broken> broken_;       // to be told by Dispatch()
+  std::vector<ConnectionId> dirty_;  // with messages that nobody tried to write
   std::vector<std::byte> discard_;
   int depth_ = 0;  // of calls that may hold a Connection
 };

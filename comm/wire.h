@@ -14,17 +14,14 @@ namespace switchyard {
 
 static_assert(std::endian::native == std::endian::little);
 
+// A rank speaks on the connections that it opened and listens on those that it accepted.
 enum class WireType : uint8_t {
-  // From the rank that opened the connection.
-  kHello,    // payload: the secret; size: number of ranks; the first message, nothing before it
-  kData,     // payload: bytes [offset, …) of a message of `size` bytes
-  kRequest,  // a message of `size` bytes waits for its receive
-  // From the other end.
-  kWelcome,   // the hello was accepted: messages may follow
-  kReady,     // the receive of a requested message is posted
-  kDone,      // a message is in its receiver's buffer
-  kTooLarge,  // the receiver's buffer of `offset` bytes does not hold the message of `size`
-  kBye,       // the rank has left the epoch; the last message
+  kHello,     // payload: the secret; size: number of ranks; the first message, nothing before it
+  kReady,     // a receive of at most `size` bytes is posted
+  kData,      // payload: bytes [offset, …) of a message of `size` bytes
+  kTooLarge,  // a receive of `offset` bytes does not hold the message of `size`
+  kBye,       // the rank has left the epoch; the last message. Also an answer to a hello
+  kWelcome,   // answer to a hello: messages may follow
 };
 
 struct WireHeader {
@@ -40,7 +37,7 @@ struct WireHeader {
   uint64_t epoch = 0;
   int32_t from = 0;
   int32_t to = 0;
-  uint64_t message = 0;  // counts the messages of a connection from 1
+  uint64_t message = 0;  // kData: counts the messages of a connection from 1
   uint64_t step = 0;
   int32_t layer = 0;
   int32_t micro_batch = 0;
@@ -50,7 +47,7 @@ struct WireHeader {
 
   MessageTag tag() const { return {step, layer, micro_batch, kind, part}; }
   bool IsWellFormed() const {
-    return magic == kMagic && version == kVersion && type <= WireType::kBye &&
+    return magic == kMagic && version == kVersion && type <= WireType::kWelcome &&
            kind <= MessageKind::kWeights && payload <= kMaxPayload;
   }
 };
