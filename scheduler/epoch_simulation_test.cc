@@ -64,7 +64,11 @@ class EpochCell : public Simulation {
 
   void RunPlans(SchedulerCore::Step& step) {
     CheckPlans(step);
-    EXPECT_EQ(step.plans[0].second.header.epoch, epoch_);
+    const StepHeader& header = step.plans[0].second.header;
+    EXPECT_EQ(header.epoch, epoch_);
+    EXPECT_GE(header.slots_generation, generation_ + new_epoch_);
+    generation_ = header.slots_generation;
+    new_epoch_ = 0;
     std::shuffle(step.plans.begin(), step.plans.end(), random_);
     bool pausing = false;
     for (size_t i = 0; i < step.plans.size(); ++i) {
@@ -238,6 +242,7 @@ class EpochCell : public Simulation {
     core_.CheckIntegrity();
     EXPECT_FALSE(core_.Stats().unavailable);
     installed_ = true;
+    new_epoch_ = 1;
     ++totals_.epochs;
   }
 
@@ -251,6 +256,8 @@ class EpochCell : public Simulation {
   double rate_ = 1;  // of what nobody asked for
   bool installed_ = false;
   uint64_t epoch_ = 0;
+  uint64_t generation_ = 0;  // of slots, in the last step
+  uint64_t new_epoch_ = 0;   // 1: no step of this epoch yet
   uint64_t next_worker_ = 1;
   std::vector<std::unique_ptr<Worker>> workers_;  // by rank while an epoch is installed
   std::vector<StepResult> late_;
