@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/safetensors.h"
+#include "worker/test_cases.h"
 #include "worker/test_driver.h"
 
 namespace switchyard {
@@ -33,105 +34,6 @@ std::unique_ptr<LocalCell> MakeCell(const CellOptions& options) {
   return cell.ok() ? *std::move(cell) : nullptr;
 }
 
-std::vector<int32_t> RandomTokens(size_t n, int32_t vocab, std::mt19937& random) {
-  std::vector<int32_t> tokens(n);
-  for (int32_t& token : tokens)
-    token = static_cast<int32_t>(random() % static_cast<uint32_t>(vocab));
-  return tokens;
-}
-
-bool SameBits(const TokenLogprob& a, const TokenLogprob& b) {
-  if (a.token != b.token || std::memcmp(&a.logprob, &b.logprob, 4) != 0 ||
-      a.top.size() != b.top.size())
-    return false;
-  for (size_t i = 0; i < a.top.size(); ++i) {
-    if (a.top[i].first != b.top[i].first || std::memcmp(&a.top[i].second, &b.top[i].second, 4) != 0)
-      return false;
-  }
-  return true;
-}
-
-void ExpectSameBits(const TestOutput& a, const TestOutput& b, const std::string& what) {
-  EXPECT_EQ(a.tokens, b.tokens) << what;
-  ASSERT_EQ(a.logprobs.size(), b.logprobs.size()) << what;
-  for (size_t i = 0; i < a.logprobs.size(); ++i)
-    EXPECT_TRUE(SameBits(a.logprobs[i], b.logprobs[i])) << what << " " << i;
-  ASSERT_EQ(a.prompt_logprobs.size(), b.prompt_logprobs.size()) << what;
-  for (size_t i = 0; i < a.prompt_logprobs.size(); ++i) {
-    EXPECT_TRUE(SameBits(a.prompt_logprobs[i], b.prompt_logprobs[i])) << what << " prompt " << i;
-  }
-}
-
-// A request of the equality tests: prompt and sampling parameters, drawn once.
-struct Case {
-  std::vector<int32_t> prompt;
-  SamplingParams sampling;
-  size_t num_tokens = 0;
-};
-
-std::vector<Case> RandomCases(size_t n, const ModelInfo& model, std::mt19937& random) {
-  std::vector<Case> cases(n);
-  for (size_t i = 0; i < n; ++i) {
-    cases[i].prompt = RandomTokens(1 + random() % 90, model.vocab_size, random);
-    cases[i].num_tokens = 4 + random() % 8;
-    SamplingParams& s = cases[i].sampling;
-    s.temperature = i % 2 == 0 ? 0.0f : 1.0f;
-    s.seed = random();
-    s.top_p = 0.95f;
-    s.repetition_penalty = 1.1f;
-    s.num_logprobs = 3;
-    if (i % 3 == 0) s.num_prompt_logprobs = 2;
-  }
-  return cases;
-}
-
-std::shared_ptr<const ExpertPlacement> RandomPlacement(const ModelInfo& model, int32_t num_ranks,
-                                                       std::mt19937& random) {
-  std::vector<std::vector<std::vector<int32_t>>> hosts(static_cast<size_t>(model.num_moe_layers));
-  for (auto& layer : hosts) {
-    layer.resize(static_cast<size_t>(model.num_experts));
-    for (std::vector<int32_t>& expert : layer) {
-      for (int32_t r = 0; r < num_ranks; ++r) {
-        if (random() % 3 == 0) expert.push_back(r);
-      }
-      if (expert.empty())
-        expert.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(num_ranks)));
-    }
-  }
-  absl::StatusOr<ExpertPlacement> placement = ExpertPlacement::Create(num_ranks, std::move(hosts));
-  EXPECT_TRUE(placement.ok()) << placement.status();
-  return std::make_shared<ExpertPlacement>(*std::move(placement));
-}
-
-// All cases at once, in random chunks and on random workers.
-std::vector<TestOutput> RunMixed(LocalCell* cell, TestDriver& driver,
-                                 const std::vector<Case>& cases, std::mt19937& random) {
-  std::vector<SequenceId> ids;
-  for (const Case& c : cases) {
-    ids.push_back(driver.Add(
-        static_cast<int>(random() % static_cast<uint32_t>(cell->num_attention_workers())), c.prompt,
-        c.sampling));
-  }
-  for (bool busy = true; busy;) {
-    busy = false;
-    for (size_t i = 0; i < cases.size(); ++i) {
-      if (driver.output(ids[i]).tokens.size() >= cases[i].num_tokens) continue;
-      busy = true;
-      if (random() % 4 != 0) driver.Plan(ids[i], 1 + static_cast<int32_t>(random() % 20));
-    }
-    if (!busy) break;
-    driver.Plan(
-        driver.Add(0, RandomTokens(3, cell->model_info().vocab_size, random), SamplingParams{}),
-        3);  // a guest
-    const std::string error = driver.Step();
-    EXPECT_EQ(error, "");
-    if (!error.empty()) break;
-  }
-  std::vector<TestOutput> outputs;
-  for (SequenceId id : ids) outputs.push_back(driver.output(id));
-  return outputs;
-}
-
 class CellFamilyTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
@@ -147,12 +49,12 @@ TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
   TestDriver alone(reference.get());
   for (const Case& c : cases)
     expected.push_back(alone.Generate(c.prompt, c.sampling, c.num_tokens, 256));
-  const auto compare = [&](LocalCell* cell, TestDriver& driver, const std::string& what) {
-    const std::vector<TestOutput> got = RunMixed(cell, driver, cases, random);
+  const auto compare = [&](TestDriver& driver, const std::string& what) {
+    const std::vector<TestOutput> got = RunMixed(driver, cases, random);
     for (size_t i = 0; i < cases.size(); ++i)
       ExpectSameBits(expected[i], got[i], absl::StrCat(what, " case ", i));
   };
-  compare(reference.get(), alone, "1x1 batched");
+  compare(alone, "1x1 batched");
   for (const auto& [attention, experts, threads] : {std::array{1, 4, 1}, {2, 3, 2}, {3, 2, 4}}) {
     options.attention_workers = attention;
     options.expert_workers = experts;
@@ -162,7 +64,7 @@ TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
     std::unique_ptr<LocalCell> cell = MakeCell(options);
     ASSERT_NE(cell, nullptr);
     TestDriver driver(cell.get());
-    compare(cell.get(), driver, absl::StrCat(attention, "x", experts));
+    compare(driver, absl::StrCat(attention, "x", experts));
   }
 }
 

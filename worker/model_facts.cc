@@ -4,13 +4,13 @@
 #include <filesystem>
 #include <memory>
 #include <span>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/thread_pool.h"
 #include "spdlog/spdlog.h"
+#include "worker/hash64.h"
 #include "worker/kv_cache.h"
 #include "worker/model_tensors.h"
 
@@ -52,31 +52,6 @@ std::string BaseName(const std::string& dir) {
   const std::string name = path.filename().string();
   return name.empty() || name == "." || name == ".." ? "model" : name;
 }
-
-// FNV-1a with 64 bits (the same on every machine), finished with splitmix64.
-class Hash64 {
- public:
-  void Bytes(std::span<const std::byte> bytes) {
-    for (std::byte byte : bytes) state_ = (state_ ^ static_cast<uint64_t>(byte)) * 0x100000001b3u;
-  }
-  void Number(uint64_t value) {
-    for (int shift = 0; shift < 64; shift += 8)
-      state_ = (state_ ^ ((value >> shift) & 0xff)) * 0x100000001b3u;
-  }
-  void Text(std::string_view text) {
-    Number(text.size());
-    Bytes(std::as_bytes(std::span(text)));
-  }
-  uint64_t value() const {
-    uint64_t z = state_ + 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-
- private:
-  uint64_t state_ = 0xcbf29ce484222325u;
-};
 
 }  // namespace
 

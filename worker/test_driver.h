@@ -1,10 +1,11 @@
-// TestDriver: plays the scheduler for one LocalCell in tests: it
-// owns the KV blocks, sends step plans and waits for the results. Sequences may be cut into any
-// chunks and put on any attention worker. Used on the test's thread; results arrive through a lock.
+// TestDriver: plays the scheduler for one cell in tests: it owns the KV blocks, sends step plans
+// and waits for the results. Sequences may be cut into any chunks and put on any attention worker.
+// Used on the test's thread; results arrive through a lock.
 #pragma once
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -24,19 +25,48 @@ struct TestOutput {
   bool finite = true;
 };
 
+// What computes: a LocalCell, or workers of other processes.
+struct TestTarget {
+  ModelInfo model;
+  int num_attention_workers = 1;
+  std::function<void(int worker, StepPlan plan)> execute;
+};
+
 class TestDriver {
  public:
-  explicit TestDriver(LocalCell* cell)
-      : cell_(cell), free_(static_cast<size_t>(cell->num_attention_workers())) {
+  explicit TestDriver(TestTarget target)
+      : target_(std::move(target)), free_(static_cast<size_t>(target_.num_attention_workers)) {
     for (std::vector<int32_t>& blocks : free_) {
-      for (int32_t b = cell->model_info().num_kv_blocks - 1; b >= 0; --b) blocks.push_back(b);
+      for (int32_t b = target_.model.num_kv_blocks - 1; b >= 0; --b) blocks.push_back(b);
     }
-    cell->SetResultCallback([this](StepResult result) {
-      MutexLock lock(mu_);
-      results_.push_back(std::move(result));
-      changed_.NotifyAll();
-    });
   }
+  explicit TestDriver(LocalCell* cell)
+      : TestDriver(TestTarget{.model = cell->model_info(),
+                              .num_attention_workers = cell->num_attention_workers(),
+                              .execute = [cell](int worker, StepPlan plan) {
+                                cell->Execute(worker, std::move(plan));
+                              }}) {
+    cell->SetResultCallback([this](StepResult result) { OnResult(std::move(result)); });
+  }
+
+  // Any thread. Results of another epoch are dropped.
+  void OnResult(StepResult result) {
+    MutexLock lock(mu_);
+    if (result.epoch != epoch_) return;
+    results_.push_back(std::move(result));
+    changed_.NotifyAll();
+  }
+
+  // What is in flight is lost, and every worker is told everything anew.
+  void BeginEpoch(uint64_t epoch) {
+    MutexLock lock(mu_);
+    epoch_ = epoch;
+    results_.clear();
+    plans_.clear();
+    for (auto& [id, sequence] : sequences_) sequence.begun = false;
+  }
+
+  const TestTarget& target() const { return target_; }
 
   SequenceId Add(int worker, std::vector<int32_t> prompt, const SamplingParams& sampling,
                  int32_t first_unscored = 1) {
@@ -60,16 +90,20 @@ class TestDriver {
     work.sequence = id;
     work.start = s.computed;
     work.count = std::min(count, known - s.computed);
-    if (!s.begun) work.begin = s.start;
-    s.begun = true;
-    if (s.computed >= s.length) {
+    if (!s.begun) {
+      SequenceStart start = *s.start;
+      start.tokens.insert(start.tokens.end(), s.output.tokens.begin(), s.output.tokens.end());
+      work.begin = std::make_shared<SequenceStart>(std::move(start));
+      work.new_blocks = s.blocks;
+    } else if (s.computed >= s.length) {
       work.token_start = s.computed;
       work.tokens = {s.output.tokens[static_cast<size_t>(s.computed - s.length)]};
     }
     const int32_t end = work.start + work.count;
-    work.block_table_start = static_cast<int32_t>(s.blocks.size());
+    work.block_table_start = s.begun ? static_cast<int32_t>(s.blocks.size()) : 0;
+    s.begun = true;
     std::vector<int32_t>& blocks = free_[static_cast<size_t>(s.worker)];
-    while (static_cast<int32_t>(s.blocks.size()) * cell_->model_info().block_size < end) {
+    while (static_cast<int32_t>(s.blocks.size()) * target_.model.block_size < end) {
       s.blocks.push_back(blocks.back());
       work.new_blocks.push_back(blocks.back());
       blocks.pop_back();
@@ -80,7 +114,17 @@ class TestDriver {
 
   // Sends the planned rows as one step and applies the results. Returns the first error.
   std::string Step() {
+    const size_t expected = Send();
+    return Collect(expected);
+  }
+
+  // Only sends; returns how many results there will be.
+  size_t Send() {
     StepHeader header;
+    {
+      MutexLock lock(mu_);
+      header.epoch = epoch_;
+    }
     header.step = ++step_;
     for (const auto& [worker, plan] : plans_) header.participants.push_back(worker);
     const size_t expected = plans_.size();
@@ -88,9 +132,14 @@ class TestDriver {
       plan.header = header;
       plan.ended = std::move(ended_[worker]);
       ended_[worker].clear();
-      cell_->Execute(worker, std::move(plan));
+      target_.execute(worker, std::move(plan));
     }
     plans_.clear();
+    return expected;
+  }
+
+  // Waits for the results of a step and applies them. Returns the first error.
+  std::string Collect(size_t expected) {
     std::vector<StepResult> results;
     {
       MutexLock lock(mu_);
@@ -155,7 +204,7 @@ class TestDriver {
     s.output.logprobs.push_back(r.logprob);
   }
 
-  LocalCell* const cell_;
+  const TestTarget target_;
   std::vector<std::vector<int32_t>> free_;  // KV blocks, per attention worker
   std::map<SequenceId, Sequence> sequences_;
   std::map<int, StepPlan> plans_;
@@ -165,6 +214,7 @@ class TestDriver {
 
   Mutex mu_;
   CondVar changed_;
+  uint64_t epoch_ SY_GUARDED_BY(mu_) = 0;
   std::vector<StepResult> results_ SY_GUARDED_BY(mu_);
 };
 

@@ -32,5 +32,6 @@ Command AddEval(CLI::App* app);
 Command AddInspect(CLI::App* app);
 Command AddSynth(CLI::App* app);
 Command AddBench(CLI::App* app);
+Command AddWorker(CLI::App* app);
 
 }  // namespace switchyard
