@@ -114,6 +114,8 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
   void Refuse(ConnectionId id) SY_REQUIRES(mu_);
   void SendBye(ConnectionId id, uint64_t epoch, int32_t to) SY_REQUIRES(mu_);
   void Linger(ConnectionId id) SY_REQUIRES(mu_);
+  ConnectionId Channel(int32_t peer) const SY_REQUIRES(mu_);
+  bool IsChannel(const Connection& connection) const SY_REQUIRES(mu_);
   void OnBye(ConnectionId id) SY_REQUIRES(mu_);
   void Lose(int32_t rank, const std::string& why) SY_REQUIRES(mu_);
   void OnHello(ConnectionId id, const WireHeader& hello, std::string secret) SY_REQUIRES(mu_);
@@ -281,18 +283,24 @@ void HostDataPlane::Leave() {
 // caller, whose buffers are free now: a connection that is in the middle of them ends with them.
 void HostDataPlane::LeaveIfFailed() {
   if (group_ == nullptr || group_->error().ok() || std::exchange(left_, true)) return;
-  for (size_t peer = 0; peer < own_.size(); ++peer) {
-    const ConnectionId id = std::exchange(own_[peer], 0);
-    if (id == 0) continue;
-    if (group_->IsWriting(static_cast<int32_t>(peer))) {
-      CloseAndForget(id);
-    } else {
-      SendBye(id, spec_.epoch, static_cast<int32_t>(peer));
+  for (int32_t peer = 0; peer < static_cast<int32_t>(own_.size()); ++peer) {
+    // Without a channel the peer has not said hello: it hears it on this rank's connection.
+    const ConnectionId channel = Channel(peer);
+    const ConnectionId speaks = channel != 0 ? channel : own_[static_cast<size_t>(peer)];
+    if (speaks != 0 && group_->IsWriting(peer)) {
+      CloseAndForget(speaks);
+    } else if (speaks != 0) {
+      SendBye(speaks, spec_.epoch, peer);
     }
   }
-  for (ConnectionId& id : accepted_) {
-    if (id != 0) Linger(std::exchange(id, 0));
+  for (const auto* connections : {&own_, &accepted_}) {
+    for (const ConnectionId id : *connections) {
+      const auto it = connections_.find(id);
+      if (it != connections_.end() && it->second.role != Role::kLingering) Linger(id);
+    }
   }
+  own_.assign(own_.size(), 0);
+  accepted_.assign(accepted_.size(), 0);
   link_->Flush();
 }
 
@@ -407,40 +415,50 @@ void HostDataPlane::OnAccepted(ConnectionId id) {
   if (is_full) Refuse(id);
 }
 
+// Two ranks speak on the connection that the lower one opened. The higher one's only shows that it
+// has joined, and that the lower one lives until it has said hello.
+ConnectionId HostDataPlane::Channel(int32_t peer) const {
+  return (peer > spec_.rank ? own_ : accepted_)[static_cast<size_t>(peer)];
+}
+
+bool HostDataPlane::IsChannel(const Connection& connection) const {
+  return connection.role == (connection.rank > spec_.rank ? Role::kOwn : Role::kMember);
+}
+
 // Where the payload goes; checks what must be known before it is read.
 std::byte* HostDataPlane::OnHeader(ConnectionId id, const WireHeader& header) {
   const auto it = connections_.find(id);
   if (it == connections_.end()) return nullptr;
   const Connection& connection = it->second;
+  const WireType type = header.type;
   bool is_legal = false;
+  bool is_of_group = false;
   switch (connection.role) {
     case Role::kStranger:
-      is_legal = header.type == WireType::kHello;
+      is_legal = type == WireType::kHello;
       break;
     case Role::kEarly:
-      is_legal = header.type == WireType::kBye;  // it was not welcomed yet
+      is_legal = type == WireType::kBye;  // it was not welcomed yet
       break;
     case Role::kLingering:
-      if (header.type != WireType::kBye && header.type != WireType::kWelcome) ++discarded_;
+      if (type != WireType::kBye && type != WireType::kWelcome) ++discarded_;
       link_->DropIncoming(id);
-      if (header.type == WireType::kBye) CloseAndForget(id);
+      if (type == WireType::kBye) CloseAndForget(id);
       return nullptr;
     case Role::kMember:
-      is_legal = header.epoch == spec_.epoch && header.type != WireType::kHello &&
-                 header.type != WireType::kWelcome;
-      break;
     case Role::kOwn:
+      is_of_group = IsChannel(connection) && type != WireType::kHello &&
+                    type != WireType::kWelcome && type != WireType::kBye;
       is_legal = header.epoch == spec_.epoch &&
-                 (header.type == WireType::kWelcome || header.type == WireType::kBye);
+                 (is_of_group || type == WireType::kBye ||
+                  (type == WireType::kWelcome && connection.role == Role::kOwn));
       break;
   }
-  const bool is_ours = header.type == WireType::kBye || header.type == WireType::kWelcome;
-  if (!is_legal || (is_ours && header.payload > 0)) {
+  if (!is_legal || (header.payload > 0 && !is_of_group && type != WireType::kHello)) {
     OnMalformed(id);
     return nullptr;
   }
-  if (is_ours || connection.role != Role::kMember) return nullptr;
-  return group_->OnHeader(connection.rank, header);
+  return is_of_group ? group_->OnHeader(connection.rank, header) : nullptr;
 }
 
 void HostDataPlane::OnMessage(ConnectionId id, const WireHeader& header,
@@ -453,7 +471,8 @@ void HostDataPlane::OnMessage(ConnectionId id, const WireHeader& header,
       return OnHello(id, header,
                      std::string(reinterpret_cast<const char*>(payload.data()), payload.size()));
     case WireType::kWelcome:
-      return group_->OnConnected(rank);
+      if (IsChannel(it->second)) group_->OnConnected(rank);
+      return;
     case WireType::kBye:
       return OnBye(id);
     default:
@@ -504,7 +523,10 @@ void HostDataPlane::Welcome(ConnectionId id, const WireHeader& hello, const std:
   welcome.from = spec_.rank;
   welcome.to = hello.from;
   link_->Send(id, welcome, {}, /*cookie=*/0);
-  group_->OnConnected(hello.from);  // it has joined, so it will read what follows our hello
+  // It has joined, so it will read what follows our hello.
+  if (Channel(hello.from) != 0) group_->OnConnected(hello.from);
+  if (hello.from < spec_.rank)
+    CloseAndForget(std::exchange(own_[static_cast<size_t>(hello.from)], 0));
 }
 
 void HostDataPlane::OnMalformed(ConnectionId id) {
@@ -528,20 +550,23 @@ void HostDataPlane::OnBroken(ConnectionId id, const std::string& why) {
   if (it == connections_.end()) return;
   const Connection connection = it->second;
   CloseAndForget(id);
-  if (connection.role == Role::kOwn || connection.role == Role::kMember) Lose(connection.rank, why);
+  if (connection.role != Role::kOwn && connection.role != Role::kMember) return;
+  auto& ids = connection.role == Role::kOwn ? own_ : accepted_;
+  ids[static_cast<size_t>(connection.rank)] = 0;
+  // The end of a connection that nobody speaks on says nothing while, or until, there is the other.
+  const bool was_only_one = connection.role == Role::kOwn && Channel(connection.rank) == 0;
+  if (IsChannel(connection) || was_only_one) Lose(connection.rank, why);
 }
 
 void HostDataPlane::OnSent(uint64_t cookie) { group_->OnWritten(static_cast<int32_t>(cookie - 1)); }
 
 void HostDataPlane::Send(int32_t peer, const WireHeader& header,
                          std::span<const std::byte> payload) {
-  link_->Send(own_[static_cast<size_t>(peer)], header, payload,
+  link_->Send(Channel(peer), header, payload,
               payload.empty() ? 0 : static_cast<uint64_t>(peer) + 1);
 }
 
-void HostDataPlane::DropIncoming(int32_t peer) {
-  link_->DropIncoming(accepted_[static_cast<size_t>(peer)]);
-}
+void HostDataPlane::DropIncoming(int32_t peer) { link_->DropIncoming(Channel(peer)); }
 
 }  // namespace
 

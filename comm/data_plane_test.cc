@@ -98,24 +98,24 @@ WireHeader Hello(uint64_t epoch, int32_t from, int32_t to, uint64_t size) {
   return hello;
 }
 
-// Rank 0 lives; rank 1 is what the test says.
+// Rank 1 lives; rank 0, on whose connection the two speak, is what the test says.
 class OneRank : public testing::Test {
  protected:
-  void Join(DataPlaneOptions options = {}) {
-    options.linger = std::chrono::milliseconds(1);  // nobody answers
+  // Lingers briefly: nobody answers.
+  void Join(const DataPlaneOptions& options = {.linger = std::chrono::milliseconds(1)}) {
     plane_ = MakePlane(options);
-    auto comm = plane_->Join(Spec(5, 0, {plane_->address(), silent_.address()}), Later());
+    auto comm = plane_->Join(Spec(5, 1, {silent_.address(), plane_->address()}), Later());
     ASSERT_TRUE(comm.ok()) << comm.status();
     comm_ = *std::move(comm);
   }
   absl::Status Receive(std::span<std::byte> buffer) {
-    RecvOp recv{1, Tag(1), buffer};
+    RecvOp recv{0, Tag(1), buffer};
     absl::Status status = comm_->Start({}, {&recv, 1});
     return status.ok() ? comm_->Wait(Later()) : status;
   }
-  // A kData header of a message of rank 1 that Receive() waits for.
+  // A kData header of a message of rank 0 that Receive() waits for.
   static WireHeader Data(uint64_t size) {
-    WireHeader data = Hello(5, 1, 0, size);
+    WireHeader data = Hello(5, 0, 1, size);
     data.type = WireType::kData;
     data.kind = MessageKind::kDispatch;
     data.message = 1;
@@ -124,7 +124,7 @@ class OneRank : public testing::Test {
   }
   std::unique_ptr<RawPeer> Member() {
     auto peer = std::make_unique<RawPeer>(plane_->address());
-    peer->Send(Hello(5, 1, 0, 2), kSecret);
+    peer->Send(Hello(5, 0, 1, 2), kSecret);
     WireHeader answer;
     EXPECT_TRUE(peer->Receive(&answer));
     EXPECT_EQ(answer.type, WireType::kWelcome);
@@ -139,7 +139,7 @@ class OneRank : public testing::Test {
 TEST_F(OneRank, AMemberIsWelcomedAndHeard) {
   Join();
   RawPeer peer(plane_->address());
-  peer.Send(Hello(5, 1, 0, 2), kSecret);
+  peer.Send(Hello(5, 0, 1, 2), kSecret);
   WireHeader answer;
   ASSERT_TRUE(peer.Receive(&answer));
   EXPECT_EQ(answer.type, WireType::kWelcome);
@@ -160,22 +160,22 @@ TEST_F(OneRank, AWrongSecretOrAWrongHelloIsRefusedAndCounted) {
     EXPECT_FALSE(peer.Receive(&answer));
     EXPECT_EQ(plane_->refused_messages(), ++refused);
   };
-  expect_refused(Hello(5, 1, 0, 2), "the wrong secret");
-  expect_refused(Hello(5, 1, 0, 2), "");
-  expect_refused(Hello(5, 1, 0, 2), "the secreT");
-  expect_refused(Hello(5, 1, 0, 2), std::string(300, 'x'));
-  expect_refused(Hello(5, 1, 1, 2), kSecret);  // to another rank
-  expect_refused(Hello(5, 1, 0, 3), kSecret);  // of another group
-  expect_refused(Hello(5, 0, 0, 2), kSecret);  // from myself
-  expect_refused(Hello(5, -1, 0, 2), kSecret);
-  expect_refused(Hello(5, 2, 0, 2), kSecret);
+  expect_refused(Hello(5, 0, 1, 2), "the wrong secret");
+  expect_refused(Hello(5, 0, 1, 2), "");
+  expect_refused(Hello(5, 0, 1, 2), "the secreT");
+  expect_refused(Hello(5, 0, 1, 2), std::string(300, 'x'));
+  expect_refused(Hello(5, 0, 0, 2), kSecret);  // to another rank
+  expect_refused(Hello(5, 0, 1, 3), kSecret);  // of another group
+  expect_refused(Hello(5, 1, 1, 2), kSecret);  // from myself
+  expect_refused(Hello(5, -1, 1, 2), kSecret);
+  expect_refused(Hello(5, 2, 1, 2), kSecret);
   expect_refused(Data(5), "bytes");  // before the hello
-  WireHeader other = Hello(5, 1, 0, 2);
+  WireHeader other = Hello(5, 0, 1, 2);
   other.version = 99;
   expect_refused(other, kSecret);
   {
     const auto member = Member();
-    expect_refused(Hello(5, 1, 0, 2), kSecret);  // a second one
+    expect_refused(Hello(5, 0, 1, 2), kSecret);  // a second one
   }
 }
 
@@ -194,9 +194,9 @@ TEST_F(OneRank, GarbageIsRefusedWhateverItIs) {
 }
 
 TEST_F(OneRank, WhoSaysNoHelloInTimeIsCutOff) {
-  Join({.hello_timeout = std::chrono::milliseconds(30)});
+  Join({.hello_timeout = std::chrono::milliseconds(30), .linger = std::chrono::milliseconds(1)});
   RawPeer silent(plane_->address()), slow(plane_->address());
-  const WireHeader hello = Hello(5, 1, 0, 2);
+  const WireHeader hello = Hello(5, 0, 1, 2);
   slow.Send(&hello, sizeof(hello) - 1);
   silent.AwaitClose();
   slow.AwaitClose();
@@ -204,9 +204,9 @@ TEST_F(OneRank, WhoSaysNoHelloInTimeIsCutOff) {
 }
 
 TEST_F(OneRank, MessagesOfOlderEpochsAreDiscardedAndCounted) {
-  Join();
+  Join({.linger = std::chrono::milliseconds(300)});
   RawPeer peer(plane_->address());
-  peer.Send(Hello(4, 1, 0, 2), kSecret);
+  peer.Send(Hello(4, 0, 1, 2), kSecret);
   WireHeader answer;
   ASSERT_TRUE(peer.Receive(&answer));
   EXPECT_EQ(answer.type, WireType::kBye);
@@ -214,7 +214,7 @@ TEST_F(OneRank, MessagesOfOlderEpochsAreDiscardedAndCounted) {
   // One that was a member, and is late.
   const auto member = Member();
   comm_.reset();
-  auto next = plane_->Join(Spec(6, 0, {plane_->address(), silent_.address()}), Later());
+  auto next = plane_->Join(Spec(6, 1, {silent_.address(), plane_->address()}), Later());
   ASSERT_TRUE(next.ok()) << next.status();
   WireHeader late = Data(100000);
   member->Send(late, std::string(100000, 'x'));
@@ -227,13 +227,13 @@ TEST_F(OneRank, MessagesOfOlderEpochsAreDiscardedAndCounted) {
 
 TEST_F(OneRank, AMalformedMessageIsAnErrorThatNamesItsRank) {
   const auto expect_error = [&](std::vector<std::pair<WireHeader, std::string>> messages) {
-    Join({.eager_bytes = 1000});
+    Join({.eager_bytes = 1000, .linger = std::chrono::milliseconds(1)});
     const auto peer = Member();
     for (const auto& [header, payload] : messages) peer->Send(header, payload);
     std::vector<std::byte> buffer(2000, std::byte{0xee});
     const absl::Status status = Receive(std::span(buffer).first(1500));
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0"));
     EXPECT_EQ(buffer[1500], std::byte{0xee});
     peer->AwaitClose();
     EXPECT_EQ(plane_->refused_messages(), 1u);
@@ -293,7 +293,7 @@ TEST_F(OneRank, AMalformedMessageIsAnErrorThatNamesItsRank) {
 TEST_F(OneRank, RandomMessagesOfAMemberHarmNobodyElse) {
   std::mt19937 rng = SeededRng();
   for (int trial = 0; trial < 200; ++trial) {
-    Join({.eager_bytes = 2000});
+    Join({.eager_bytes = 2000, .linger = std::chrono::milliseconds(1)});
     const auto peer = Member();
     for (int i = 0; i < 6; ++i) {
       WireHeader header = Data(static_cast<uint64_t>(Below(rng, 3000)));
@@ -308,7 +308,7 @@ TEST_F(OneRank, RandomMessagesOfAMemberHarmNobodyElse) {
       peer->Send(header, std::string(std::min(size, uint64_t{4000}), 'x'));
     }
     std::vector<std::byte> buffer(1500);
-    RecvOp recv{1, Tag(1), buffer};
+    RecvOp recv{0, Tag(1), buffer};
     ASSERT_TRUE(comm_->Start({}, {&recv, 1}).ok() || !comm_->Start({}, {}).ok());
     (void)comm_->Wait(In(std::chrono::milliseconds(2)));
     comm_.reset();

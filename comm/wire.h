@@ -14,7 +14,6 @@ namespace switchyard {
 
 static_assert(std::endian::native == std::endian::little);
 
-// A rank speaks on the connections that it opened and listens on those that it accepted.
 enum class WireType : uint8_t {
   kHello,     // payload: the secret; size: number of ranks; the first message, nothing before it
   kReady,     // a receive of at most `size` bytes is posted
