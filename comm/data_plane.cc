@@ -105,7 +105,7 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
   };
 
   void Run();
-  void Park() SY_REQUIRES(mu_);
+  void Park(uint64_t seen) SY_REQUIRES(mu_);
   void Drive(Clock::time_point until) SY_REQUIRES(mu_);
   void Expire() SY_REQUIRES(mu_);
   void SetExpiry(Connection& connection, Clock::time_point expires) SY_REQUIRES(mu_);
@@ -322,9 +322,11 @@ void HostDataPlane::Linger(ConnectionId id) {
 // The own thread.
 void HostDataPlane::Run() {
   MutexLock lock(mu_);
+  uint64_t seen = 0;
   while (!stop_) {
-    if (rank_drives_) {
-      Park();
+    if (rank_drives_ || num_waits_ != seen) {
+      seen = num_waits_;
+      Park(seen);
       continue;
     }
     Drive(Clock::now() + kHousekeeping);
@@ -336,8 +338,7 @@ void HostDataPlane::Run() {
 
 // A rank that waits often is not disturbed: it need not say when it stops, and is looked at again
 // soon. One that waits long is left alone until it says so.
-void HostDataPlane::Park() {
-  const uint64_t seen = num_waits_;
+void HostDataPlane::Park(uint64_t seen) {
   owner_free_.WaitUntil(mu_, Clock::now() + kRankLooksAfter);
   owner_parked_ = true;
   while (rank_drives_ && num_waits_ == seen && !stop_) owner_free_.Wait(mu_);
