@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "proto/step_wire.h"
 #include "spdlog/spdlog.h"
-#include "worker/waiting_communicator.h"
 
 namespace switchyard {
 namespace {
@@ -138,6 +137,7 @@ absl::Status RoleSession::ServeOnce() {
   // old one cannot reach this one.
   absl::StatusOr<std::unique_ptr<DataPlane>> data_plane =
       DataPlane::Create({.host = options_.data_host});
+  if (absl::IsUnavailable(data_plane.status())) return NoteBreak(data_plane.status(), "no network");
   if (!data_plane.ok()) return data_plane.status();
   data_plane_ = *std::move(data_plane);
   absl::StatusOr<std::unique_ptr<ControlStream>> opened = ControlStream::Open(options_.control);
@@ -154,12 +154,10 @@ absl::Status RoleSession::ServeOnce() {
     last_break_ = absl::OkStatus();
     end = Follow(stream.get());
   }
-  bool asked_to_end = false;
   {
     MutexLock lock(mu_);
     stream_ = nullptr;
     registered_ = false;
-    asked_to_end = draining_ || stopping_;
   }
   stream->Cancel();
   host_->CancelAssignment();
@@ -167,13 +165,20 @@ absl::Status RoleSession::ServeOnce() {
   data_plane_.reset();
   last_epoch_ = 0;
   if (!absl::IsUnavailable(end)) return end;
-  if (!asked_to_end && end != last_break_) {
-    spdlog::log(
-        registered ? spdlog::level::warn : spdlog::level::info, "{} worker: {}: {}",
-        RoleName(host_->role()),
-        registered ? "the control stream broke, its sequences are dropped" : "no scheduler yet",
-        std::string(end.message()));
-    last_break_ = end;
+  return NoteBreak(
+      end, registered ? "the control stream broke, its sequences are dropped" : "no scheduler yet");
+}
+
+// Logs it, unless that is no news; OK.
+absl::Status RoleSession::NoteBreak(const absl::Status& why, const char* what) {
+  bool asked_to_end = false;
+  {
+    MutexLock lock(mu_);
+    asked_to_end = draining_ || stopping_;
+  }
+  if (!asked_to_end && why != last_break_) {
+    spdlog::warn("{} worker: {}: {}", RoleName(host_->role()), what, std::string(why.message()));
+    last_break_ = why;
   }
   return absl::OkStatus();
 }
@@ -291,7 +296,7 @@ absl::Status RoleSession::OnInstall(ControlStream* stream, const v1::Install& in
         data_plane_->Join(parsed->group, Clock::now() + kJoinTimeout);
     status = joined.status();
     if (status.ok()) {
-      communicator_ = std::make_unique<WaitingCommunicator>(*std::move(joined), &waiting_);
+      communicator_ = std::make_unique<WaitingCommunicator>(*std::move(joined), &figures_);
       status = host_->Begin(*parsed, communicator_.get(),
                             {.on_result =
                                  [stream](StepResult result) {
@@ -348,6 +353,7 @@ void RoleSession::EndEpoch(const absl::Status& reason) {
 
 void RoleSession::SendHeartbeats() {
   std::vector<uint64_t> told(host_->counters().expert_copies.size());
+  uint64_t told_rows = 0;
   Clock::time_point stats_due;
   for (;;) {
     std::shared_ptr<ControlStream> stream;
@@ -361,7 +367,7 @@ void RoleSession::SendHeartbeats() {
     const Clock::time_point now = Clock::now();
     if (now >= stats_due) {
       stats_due = now + kStatsInterval;
-      if (std::optional<v1::WorkerMessage> stats = MakeMoeStats(&told))
+      if (std::optional<v1::WorkerMessage> stats = MakeMoeStats(&told, &told_rows))
         stream->Send(*std::move(stats));
     }
     MutexLock lock(mu_);
@@ -377,12 +383,40 @@ v1::WorkerMessage RoleSession::MakeHeartbeat() const {
   v1::WorkerMessage message;
   v1::Heartbeat* heartbeat = message.mutable_heartbeat();
   heartbeat->set_progress(counters.progress.load() + host_->loaded());
-  heartbeat->set_busy(host_->loading() || (counters.steps.load() > 0 && !waiting_.load()));
+  heartbeat->set_busy(host_->loading() || (counters.steps.load() > 0 && !figures_.waiting.load()));
   heartbeat->set_rows(counters.rows.load());
   return message;
 }
 
-std::optional<v1::WorkerMessage> RoleSession::MakeMoeStats(std::vector<uint64_t>* told) const {
+void RoleSession::AddCounters(v1::MoeStats* stats) const {
+  const auto add = [stats](const char* name, uint64_t total, double unit = 1) {
+    v1::Counter* counter = stats->add_counters();
+    counter->set_name(name);
+    counter->set_value(static_cast<double>(total) * unit);
+  };
+  const auto sent = [this](MessageKind kind) {
+    return figures_.sent_bytes[static_cast<size_t>(kind)].load();
+  };
+  constexpr double kNs = 1e-9;
+  constexpr double kPpm = 1e-6;
+  add("data_wait_seconds", figures_.wait_ns.load(), kNs);
+  if (host_->role() == v1::WORKER_ROLE_ATTENTION) {
+    add("dispatch_bytes", sent(MessageKind::kDispatch));
+    return;
+  }
+  const WorkerCounters& counters = host_->counters();
+  add("combine_bytes", sent(MessageKind::kCombine));
+  add("plans", counters.plans.load());
+  add("plan_seconds", counters.plan_ns.load(), kNs);
+  add("balancedness_sum", counters.balancedness_ppm.load(), kPpm);  // over plans
+  add("plan_gap_sum", counters.plan_gap_ppm.load(), kPpm);          // over plans
+  add("weight_transfers", counters.weights_received.load());
+  add("weight_transfer_bytes", counters.weight_bytes_received.load());
+  add("foreign_copies", counters.foreign_copies.load());
+}
+
+std::optional<v1::WorkerMessage> RoleSession::MakeMoeStats(std::vector<uint64_t>* told,
+                                                           uint64_t* told_rows) const {
   const std::vector<std::atomic<uint64_t>>& copies = host_->counters().expert_copies;
   v1::WorkerMessage message;
   v1::MoeStats* stats = message.mutable_moe_stats();
@@ -393,7 +427,11 @@ std::optional<v1::WorkerMessage> RoleSession::MakeMoeStats(std::vector<uint64_t>
     stats->add_expert_copies(now - (*told)[i]);
     (*told)[i] = now;
   }
+  const uint64_t rows = host_->counters().rows.load();
+  traffic = traffic || rows != *told_rows;
+  *told_rows = rows;
   if (!traffic) return std::nullopt;
+  AddCounters(stats);
   return message;
 }
 

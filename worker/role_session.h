@@ -24,6 +24,7 @@
 #include "switchyard/v1/control.pb.h"
 #include "worker/control_stream.h"
 #include "worker/role_host.h"
+#include "worker/waiting_communicator.h"
 
 namespace switchyard {
 
@@ -64,6 +65,7 @@ class RoleSession {
   // One stream, from its opening to its end. OK: connect again. kCancelled: the session ends in
   // order. Else why it ends.
   absl::Status ServeOnce();
+  absl::Status NoteBreak(const absl::Status& why, const char* what);
   absl::Status Register(ControlStream* stream);
   absl::Status Follow(ControlStream* stream);
   absl::Status OnMessage(ControlStream* stream, const v1::SchedulerMessage& message);
@@ -76,14 +78,16 @@ class RoleSession {
   void SendHeartbeats();
   v1::WorkerMessage MakeHeartbeat() const;
   // What changed since `told`, which becomes the present; none without traffic.
-  std::optional<v1::WorkerMessage> MakeMoeStats(std::vector<uint64_t>* told) const;
+  std::optional<v1::WorkerMessage> MakeMoeStats(std::vector<uint64_t>* told,
+                                                uint64_t* told_rows) const;
+  void AddCounters(v1::MoeStats* stats) const;
 
   // Constant after construction.
   const RoleSessionOptions options_;
   const std::unique_ptr<RoleHost> host_;
 
-  std::atomic<bool> waiting_{false};  // for peers, in the data plane
-  std::atomic<bool> ending_{false};   // the epoch, on purpose: errors are no news
+  DataPlaneFigures figures_;         // of all epochs
+  std::atomic<bool> ending_{false};  // the epoch, on purpose: errors are no news
 
   // Session thread only.
   uint64_t scheduler_incarnation_ = 0;  // the newest seen

@@ -1,9 +1,13 @@
 // WaitingCommunicator: a rank's communicator that tells whether the rank waits for its peers just
-// now: a rank that waits is not one that hangs. Used like the communicator that it owns; waiting()
-// may be read by any thread.
+// now (a rank that waits is not one that hangs), how long it has waited and what it has sent. Used
+// like the communicator that it owns; the figures may be read by any thread and go on through the
+// epochs.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -11,28 +15,41 @@
 
 namespace switchyard {
 
+struct DataPlaneFigures {
+  std::atomic<bool> waiting{false};
+  std::atomic<uint64_t> wait_ns{0};
+  std::array<std::atomic<uint64_t>, 4> sent_bytes{};  // by MessageKind; to oneself too
+};
+
 class WaitingCommunicator final : public Communicator {
  public:
-  // `waiting` must outlive it.
-  WaitingCommunicator(std::unique_ptr<Communicator> inner, std::atomic<bool>* waiting)
-      : inner_(std::move(inner)), waiting_(waiting) {}
+  // `figures` must outlive it.
+  WaitingCommunicator(std::unique_ptr<Communicator> inner, DataPlaneFigures* figures)
+      : inner_(std::move(inner)), figures_(figures) {}
 
   int32_t rank() const override { return inner_->rank(); }
   int32_t size() const override { return inner_->size(); }
   absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
+    for (const SendOp& send : sends) {
+      figures_->sent_bytes[static_cast<size_t>(send.tag.kind)].fetch_add(send.data.size(),
+                                                                         std::memory_order_relaxed);
+    }
     return inner_->Start(sends, recvs);
   }
   absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
-    waiting_->store(true, std::memory_order_relaxed);
+    const auto start = std::chrono::steady_clock::now();
+    figures_->waiting.store(true, std::memory_order_relaxed);
     absl::Status status = inner_->Wait(deadline);
-    waiting_->store(false, std::memory_order_relaxed);
+    figures_->waiting.store(false, std::memory_order_relaxed);
+    const std::chrono::nanoseconds waited = std::chrono::steady_clock::now() - start;
+    figures_->wait_ns.fetch_add(static_cast<uint64_t>(waited.count()), std::memory_order_relaxed);
     return status;
   }
   void Abort(const absl::Status& reason) override { inner_->Abort(reason); }
 
  private:
   const std::unique_ptr<Communicator> inner_;
-  std::atomic<bool>* const waiting_;
+  DataPlaneFigures* const figures_;
 };
 
 }  // namespace switchyard

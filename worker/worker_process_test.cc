@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -283,6 +284,14 @@ TEST(WorkerProcessTest, ABrokenStreamIsFollowedByANewRegistration) {
   const v1::Heartbeat heartbeat = cell.scheduler().ExpectHeartbeat(
       cell.id(1), [&](const v1::Heartbeat& h) { return h.rows() >= copies; });
   EXPECT_EQ(heartbeat.rows(), copies);
+  const v1::MoeStats stats =
+      cell.scheduler().Expect(cell.id(1), MessageCase::kMoeStats).moe_stats();
+  EXPECT_EQ(static_cast<uint64_t>(stats.expert_copies_size()),
+            layers * static_cast<uint64_t>(model.num_experts));
+  EXPECT_GT(
+      std::accumulate(stats.expert_copies().begin(), stats.expert_copies().end(), uint64_t{0}), 0u);
+  ASSERT_GT(stats.counters_size(), 0);
+  EXPECT_EQ(stats.counters(0).name(), "data_wait_seconds");
   EXPECT_LE(heartbeat.progress(), layers * static_cast<uint64_t>(model.num_experts) + 10 * layers);
 }
 
