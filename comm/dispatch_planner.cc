@@ -36,7 +36,8 @@ class PlanHash {
   uint64_t hash_ = 0x53595044u;
 };
 
-uint64_t HashOf(const DispatchPlan& plan, int32_t layer) {
+// shares_hash covers offsets and shares.
+uint64_t HashOf(const DispatchPlan& plan, int32_t layer, uint64_t shares_hash) {
   PlanHash hash;
   hash.Add(layer, plan.num_sources);
   hash.Add(plan.num_experts, plan.num_ranks);
@@ -46,11 +47,7 @@ uint64_t HashOf(const DispatchPlan& plan, int32_t layer) {
     hash.Add(move.expert, move.from_rank);
     hash.Add(move.to_rank, move.slot);
   }
-  // Where each (source, expert) begins says whose a share is.
-  for (int32_t offset : plan.offsets) hash.Add(static_cast<uint64_t>(offset));
-  for (const DispatchShare& share : plan.shares) {
-    hash.Add((static_cast<uint64_t>(share.rank) << 32) | static_cast<uint64_t>(share.copies));
-  }
+  hash.Add(shares_hash);
   return hash.Value();
 }
 
@@ -113,9 +110,15 @@ DispatchPlanner::DispatchPlanner(std::shared_ptr<const ExpertPlacement> placemen
   const auto num_experts = static_cast<size_t>(placement_->num_experts());
   problem_.tokens.resize(num_experts);
   problem_.weights.resize(num_experts);
-  rank_copies_.resize(static_cast<size_t>(problem_.num_ranks));
   forced_.resize(static_cast<size_t>(problem_.num_ranks));
   free_slots_.resize(static_cast<size_t>(problem_.num_ranks));
+  // Assignments change places, so that all are sized for the largest.
+  const size_t num_slots =
+      static_cast<size_t>(problem_.num_ranks) * static_cast<size_t>(options.foreign_slots_per_rank);
+  for (Assignment* assignment : {&best_, &trial_, &scratch_.attempt}) {
+    assignment->quota.reserve(slots_.most_pairs());
+    assignment->spilled.reserve(num_slots);
+  }
 }
 
 void DispatchPlanner::BeginGeneration(uint64_t slots_generation) {
@@ -137,20 +140,28 @@ void DispatchPlanner::Sum(std::span<const int32_t> counts, int32_t num_sources) 
     }
   }
   SY_CHECK_GE(negative, 0);
-  problem_.total = problem_.total_weight = problem_.max_weight = 0;
-  problem_.activated = 0;
-  problem_.num_memory_bound = 0;
+  // In locals: members would go through memory at every step.
+  const PlanCosts costs = problem_.costs;
+  const int64_t* const tokens = problem_.tokens.data();
+  int64_t* const weights = problem_.weights.data();
+  int64_t total = 0, total_weight = 0, max_weight = 0;
+  int32_t activated = 0, num_memory_bound = 0;
   for (size_t e = 0; e < num_experts; ++e) {
-    const int64_t tokens = problem_.tokens[e];
-    const int64_t compute = tokens * problem_.costs.token_ps;
-    const int64_t weight = tokens == 0 ? 0 : std::max(compute, problem_.costs.expert_read_ps);
-    problem_.weights[e] = weight;
-    problem_.total += tokens;
-    problem_.total_weight += weight;
-    problem_.max_weight = std::max(problem_.max_weight, weight);
-    problem_.activated += tokens > 0 ? 1 : 0;
-    problem_.num_memory_bound += tokens > 0 && compute <= problem_.costs.expert_read_ps ? 1 : 0;
+    const int64_t compute = tokens[e] * costs.token_ps;
+    const int64_t weight = tokens[e] == 0 ? 0 : std::max(compute, costs.expert_read_ps);
+    weights[e] = weight;
+    total += tokens[e];
+    total_weight += weight;
+    max_weight = std::max(max_weight, weight);
+    activated += tokens[e] > 0 ? 1 : 0;
+    num_memory_bound += compute <= costs.expert_read_ps ? 1 : 0;
   }
+  problem_.total = total;
+  problem_.total_weight = total_weight;
+  problem_.max_weight = max_weight;
+  problem_.activated = activated;
+  // Idle experts were counted too.
+  problem_.num_memory_bound = num_memory_bound - (static_cast<int32_t>(num_experts) - activated);
 }
 
 void DispatchPlanner::TakeTrialIfCheaper(PlanRegime regime, DispatchPlan* plan) {
@@ -176,12 +187,15 @@ void DispatchPlanner::ChooseAuto(int32_t layer, DispatchPlan* plan) {
       TakeTrialIfCheaper(PlanRegime::kReplicas, plan);
     }
     if (best_.tau - bound > options_.costs.exact_plan_ps) {
-      // trial_ holds some assignment over all tokens, and best_ is kept.
+      // From the best one so far; while that is plain, which is not made yet, trial_ holds the last
+      // fill.
+      if (plan->regime != PlanRegime::kPlain) trial_ = best_;
       const int64_t tokens = BalanceTokens(problem_, &scratch_, &trial_);
       bound = std::max(bound, tokens * options_.costs.token_ps);
       TakeTrialIfCheaper(PlanRegime::kReplicas, plan);
     }
   }
+  if (plan->regime == PlanRegime::kPlain) PlanPlain(problem_, &best_);
   const int64_t move = options_.costs.expert_move_ps;
   const int64_t free_bound = FreeBound(problem_);
   if (options_.foreign_slots_per_rank == 0 || move == 0 || best_.tau - free_bound <= move) return;
@@ -198,13 +212,15 @@ void DispatchPlanner::Plan(std::span<const int32_t> counts, int32_t num_sources,
   problem_.hosts = &slots_.Hosts(layer);
   problem_.homes = &slots_.HomesOf(layer);
 
-  PlanPlain(problem_, &best_);
+  const PlainLoad plain = LoadOfPlain(problem_, &scratch_);
   plan->regime = PlanRegime::kPlain;
-  plan->plain_tau_ps = best_.tau;
-  plan->plain_max_rank_copies = MaxRankCopies();
-  plan->lower_bound_ps = ReplicaBound(problem_, forced_);
+  plan->plain_tau_ps = best_.tau = plain.tau;  // made only if no other is cheaper
+  plan->plain_max_rank_copies = plain.max_tokens;
+  const bool any_choice = problem_.hosts->num_single < problem_.num_experts();
+  plan->lower_bound_ps = any_choice ? ReplicaBound(problem_, forced_) : plain.tau;
   switch (options_.mode) {
     case BalanceMode::kNone:
+      PlanPlain(problem_, &best_);
       break;
     case BalanceMode::kEplb:
       PlanEven(problem_, &best_);
@@ -232,16 +248,21 @@ void DispatchPlanner::Plan(std::span<const int32_t> counts, int32_t num_sources,
   plan->total_copies = problem_.total;
   plan->max_rank_copies = MaxRankCopies();
   plan->spilled_copies = slots_.ForeignTokens(layer, best_.quota);
-  WriteShares(counts, num_sources, plan);
-  plan->hash = HashOf(*plan, layer);
+  const uint64_t shares_hash = WriteShares(counts, num_sources, plan);
+  plan->hash = HashOf(*plan, layer, shares_hash);
 }
 
-int64_t DispatchPlanner::MaxRankCopies() {
-  std::ranges::fill(rank_copies_, 0);
-  for (size_t i = 0; i < best_.quota.size(); ++i) {
-    rank_copies_[static_cast<size_t>(problem_.hosts->ranks[i])] += best_.quota[i];
+int64_t DispatchPlanner::MaxRankCopies() const {
+  const LiveHosts& hosts = *problem_.hosts;
+  int64_t most = 0;
+  for (size_t r = 0; r + 1 < hosts.rank_first.size(); ++r) {
+    int64_t copies = 0;
+    for (int32_t k = hosts.rank_first[r]; k < hosts.rank_first[r + 1]; ++k) {
+      copies += best_.quota[static_cast<size_t>(hosts.of_rank[static_cast<size_t>(k)])];
+    }
+    most = std::max(most, copies);
   }
-  return *std::ranges::max_element(rank_copies_);
+  return most;
 }
 
 void DispatchPlanner::CommitMoves(int32_t layer, DispatchPlan* plan) {
@@ -259,36 +280,48 @@ void DispatchPlanner::CommitMoves(int32_t layer, DispatchPlan* plan) {
   }
 }
 
-void DispatchPlanner::WriteShares(std::span<const int32_t> counts, int32_t num_sources,
-                                  DispatchPlan* plan) {
+uint64_t DispatchPlanner::WriteShares(std::span<const int32_t> counts, int32_t num_sources,
+                                      DispatchPlan* plan) {
   // Sources take from an expert's quotas in turn, ascending by source and rank.
   const LiveHosts& hosts = *problem_.hosts;
-  const auto num_experts = problem_.tokens.size();
-  left_.assign(best_.quota.begin(), best_.quota.end());
+  const size_t num_experts = problem_.tokens.size();
   at_.assign(hosts.first.begin(), hosts.first.end() - 1);
   plan->offsets.resize(counts.size() + 1);
   // A share ends with its source's copies or with its quota.
   plan->shares.resize(static_cast<size_t>(num_sources) * num_experts + best_.quota.size());
+  DispatchShare* const shares = plan->shares.data();
+  int32_t* const offsets = plan->offsets.data();
+  int32_t* const at = at_.data();
+  int64_t* const quota = best_.quota.data();  // what no source took yet
+  const int32_t* const first = hosts.first.data();
+  const int32_t* const ranks = hosts.ranks.data();
+  const int32_t* const count = counts.data();
+  PlanHash hash;
   size_t num_shares = 0, i = 0;
   for (int32_t s = 0; s < num_sources; ++s) {
     for (size_t e = 0; e < num_experts; ++e, ++i) {
-      plan->offsets[i] = static_cast<int32_t>(num_shares);
-      int64_t left = counts[i];
+      offsets[i] = static_cast<int32_t>(num_shares);
+      int64_t left = count[i];
+      int32_t pair = at[e];
       while (left > 0) {
-        const auto pair = static_cast<size_t>(at_[e]);
-        SY_CHECK_LT(at_[e], hosts.first[e + 1]);
-        const int64_t copies = std::min(left, left_[pair]);
+        SY_CHECK_LT(pair, first[e + 1]);
+        const int64_t copies = std::min(left, quota[pair]);
         if (copies > 0) {
-          plan->shares[num_shares++] = {hosts.ranks[pair], static_cast<int32_t>(copies)};
+          const int32_t rank = ranks[pair];
+          shares[num_shares++] = {rank, static_cast<int32_t>(copies)};
+          hash.Add((static_cast<uint64_t>(i) << 44) ^ (static_cast<uint64_t>(rank) << 32) ^
+                   static_cast<uint64_t>(copies));
         }
         left -= copies;
-        left_[pair] -= copies;
-        at_[e] += left_[pair] == 0 ? 1 : 0;
+        quota[pair] -= copies;
+        if (quota[pair] == 0) ++pair;
       }
+      at[e] = pair;
     }
   }
-  plan->offsets[i] = static_cast<int32_t>(num_shares);
+  offsets[i] = static_cast<int32_t>(num_shares);
   plan->shares.resize(num_shares);
+  return hash.Value();
 }
 
 }  // namespace switchyard

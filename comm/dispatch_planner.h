@@ -66,8 +66,9 @@ class DispatchPlanner {
   void ChooseAuto(int32_t layer, DispatchPlan* plan);
   void TakeTrialIfCheaper(PlanRegime regime, DispatchPlan* plan);
   void CommitMoves(int32_t layer, DispatchPlan* plan);
-  int64_t MaxRankCopies();
-  void WriteShares(std::span<const int32_t> counts, int32_t num_sources, DispatchPlan* plan);
+  int64_t MaxRankCopies() const;
+  // Uses up best_.quota; returns a hash over offsets and shares.
+  uint64_t WriteShares(std::span<const int32_t> counts, int32_t num_sources, DispatchPlan* plan);
 
   // Constant after construction.
   const std::shared_ptr<const ExpertPlacement> placement_;
@@ -80,11 +81,9 @@ class DispatchPlanner {
   PlanProblem problem_;
   Assignment best_, trial_;
   PlanScratch scratch_;
-  std::vector<int64_t> rank_copies_;  // [num_ranks]
-  std::vector<int64_t> forced_;       // [num_ranks]
-  std::vector<int32_t> free_slots_;   // [num_ranks]
-  std::vector<int64_t> left_;         // [pairs] copies of a quota that no source took yet
-  std::vector<int32_t> at_;           // [num_experts] first quota with copies left
+  std::vector<int64_t> forced_;      // [num_ranks]
+  std::vector<int32_t> free_slots_;  // [num_ranks]
+  std::vector<int32_t> at_;          // [num_experts] first quota with copies left
 };
 
 }  // namespace switchyard

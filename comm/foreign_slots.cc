@@ -14,7 +14,6 @@ ForeignSlots::ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_r
   const size_t num_slots = static_cast<size_t>(num_ranks_) * static_cast<size_t>(slots_per_rank);
   at_.resize(std::max(num_experts, static_cast<size_t>(num_ranks_)) + 2);
   layers_.resize(static_cast<size_t>(placement.num_layers()));
-  size_t most_pairs = 0;
   for (size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
     layer.experts.assign(num_slots, -1);
@@ -25,15 +24,16 @@ ForeignSlots::ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_r
       layer.homes.ranks.insert(layer.homes.ranks.end(), homes.begin(), homes.end());
       layer.homes.first.push_back(static_cast<int32_t>(layer.homes.ranks.size()));
     }
-    most_pairs = std::max(most_pairs, layer.homes.ranks.size() + num_slots);
+    most_pairs_ = std::max(most_pairs_, layer.homes.ranks.size() + num_slots);
   }
   const auto reserve = [&](LiveHosts* hosts) {
     hosts->first.reserve(num_experts + 1);
+    hosts->home_pair.reserve(num_experts);
     hosts->order.reserve(num_experts);
     hosts->rank_first.reserve(static_cast<size_t>(num_ranks_) + 1);
-    hosts->ranks.reserve(most_pairs);
-    hosts->expert_of.reserve(most_pairs);
-    hosts->of_rank.reserve(most_pairs);
+    hosts->ranks.reserve(most_pairs_);
+    hosts->expert_of.reserve(most_pairs_);
+    hosts->of_rank.reserve(most_pairs_);
   };
   for (Layer& layer : layers_) {
     if (slots_per_rank > 0) reserve(&layer.hosts);  // they are swapped with spare_
@@ -41,7 +41,7 @@ ForeignSlots::ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_r
   }
   if (slots_per_rank == 0) return;
   reserve(&spare_);
-  carried_.reserve(most_pairs);
+  carried_.reserve(most_pairs_);
 }
 
 std::span<const int32_t> ForeignSlots::Experts(int32_t layer, int32_t rank) const {
@@ -86,6 +86,14 @@ void ForeignSlots::Rebuild(const Layer& state, LiveHosts* hosts) {
       }
       hosts->ranks[static_cast<size_t>(to)] = rank;
     }
+  }
+
+  hosts->home_pair.resize(num_experts);
+  for (size_t e = 0; e < num_experts; ++e) {
+    const int32_t home = homes.ranks[static_cast<size_t>(homes.first[e])];
+    int32_t pair = hosts->first[e];  // ranks with a foreign copy may stand before it
+    while (hosts->ranks[static_cast<size_t>(pair)] != home) ++pair;
+    hosts->home_pair[e] = pair;
   }
 
   // Counting sorts: experts by number of hosts, pairs by rank.

@@ -18,6 +18,7 @@ struct LiveHosts {
   std::vector<int32_t> first;       // [num_experts + 1] into ranks
   std::vector<int32_t> ranks;       // [pairs] hosts of each expert, ascending
   std::vector<int32_t> expert_of;   // [pairs]
+  std::vector<int32_t> home_pair;   // [num_experts] the pair of the first home
   std::vector<int32_t> order;       // [num_experts] by number of hosts, then id
   std::vector<int32_t> rank_first;  // [num_ranks + 1] into of_rank
   std::vector<int32_t> of_rank;     // [pairs] the pairs of each rank, by expert
@@ -54,7 +55,7 @@ class ForeignSlots {
  public:
   ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_rank);
 
-  int32_t slots_per_rank() const { return slots_per_rank_; }
+  size_t most_pairs() const { return most_pairs_; }  // of any layer with all slots in use
   const LiveHosts& Hosts(int32_t layer) const { return layers_[static_cast<size_t>(layer)].hosts; }
   const Homes& HomesOf(int32_t layer) const { return layers_[static_cast<size_t>(layer)].homes; }
   std::span<const int32_t> Experts(int32_t layer, int32_t rank) const;
@@ -86,6 +87,7 @@ class ForeignSlots {
 
   const int32_t num_ranks_;
   const int32_t slots_per_rank_;
+  size_t most_pairs_ = 0;
   uint64_t plans_ = 0;
   std::vector<Layer> layers_;
   LiveHosts spare_;               // Rebuild writes here, then swaps

@@ -32,17 +32,19 @@ int64_t ReplicaBound(const PlanProblem& problem, std::span<int64_t> forced) {
   std::ranges::fill(forced, 0);
   int64_t bound = FreeBound(problem);
   const auto num_single = static_cast<size_t>(hosts.num_single);
+  const int32_t* const order = hosts.order.data();
+  const int32_t* const home_pair = hosts.home_pair.data();
+  const int32_t* const ranks = hosts.ranks.data();
+  const int64_t* const weights = problem.weights.data();
   for (size_t k = 0; k < num_single; ++k) {
-    const auto e = static_cast<size_t>(hosts.order[k]);
-    forced[static_cast<size_t>(hosts.ranks[static_cast<size_t>(hosts.first[e])])] +=
-        problem.weights[e];
+    forced[static_cast<size_t>(ranks[home_pair[order[k]]])] += weights[order[k]];
   }
   for (int64_t f : forced) bound = std::max(bound, f);
+  if (problem.max_weight <= bound) return bound;  // so is every expert's share
   for (size_t k = num_single; k < hosts.order.size(); ++k) {
     const auto e = static_cast<size_t>(hosts.order[k]);
-    const int64_t weight = problem.weights[e];
-    if (weight <= bound) continue;  // its share on one host is no more
-    bound = std::max(bound, CeilDiv(weight, hosts.first[e + 1] - hosts.first[e]));
+    if (problem.weights[e] <= bound) continue;
+    bound = std::max(bound, CeilDiv(problem.weights[e], hosts.first[e + 1] - hosts.first[e]));
   }
   return bound;
 }
@@ -54,15 +56,39 @@ int64_t FreeBound(const PlanProblem& problem) {
                    std::max(problem.costs.expert_read_ps, problem.costs.token_ps)});
 }
 
+PlainLoad LoadOfPlain(const PlanProblem& problem, PlanScratch* scratch) {
+  // Neighbours often share a home: two sums per rank keep additions from waiting for each other.
+  const auto num_ranks = static_cast<size_t>(problem.num_ranks);
+  scratch->sums.assign(2 * num_ranks, {});
+  RankLoad* const sums = scratch->sums.data();
+  const int32_t* const home_pair = problem.hosts->home_pair.data();
+  const int32_t* const ranks = problem.hosts->ranks.data();
+  const int64_t* const tokens = problem.tokens.data();
+  const int64_t* const weights = problem.weights.data();
+  const size_t num_experts = problem.tokens.size();
+  for (size_t e = 0; e < num_experts; ++e) {
+    RankLoad& sum = sums[2 * static_cast<size_t>(ranks[home_pair[e]]) + e % 2];
+    sum.tokens += tokens[e];
+    sum.cost += weights[e];
+  }
+  PlainLoad load;
+  for (size_t r = 0; r < num_ranks; ++r) {
+    load.max_tokens = std::max(load.max_tokens, sums[2 * r].tokens + sums[2 * r + 1].tokens);
+    load.tau = std::max(load.tau, sums[2 * r].cost + sums[2 * r + 1].cost);
+  }
+  return load;
+}
+
 void PlanPlain(const PlanProblem& problem, Assignment* out) {
   out->Reset(problem);
-  for (size_t e = 0; e < problem.tokens.size(); ++e) {
-    const int32_t home = problem.homes->ranks[static_cast<size_t>(problem.homes->first[e])];
-    // The first home; a rank that holds it in a foreign slot may stand before it.
-    int32_t i = problem.hosts->first[e];
-    while (problem.hosts->ranks[static_cast<size_t>(i)] != home) ++i;
-    out->quota[static_cast<size_t>(i)] = problem.tokens[e];
-    out->cost[static_cast<size_t>(home)] += problem.weights[e];
+  int64_t* const quota = out->quota.data();
+  int64_t* const cost = out->cost.data();
+  const int32_t* const home_pair = problem.hosts->home_pair.data();
+  const int32_t* const ranks = problem.hosts->ranks.data();
+  const size_t num_experts = problem.tokens.size();
+  for (size_t e = 0; e < num_experts; ++e) {
+    quota[home_pair[e]] = problem.tokens[e];
+    cost[ranks[home_pair[e]]] += problem.weights[e];
   }
   out->tau = *std::ranges::max_element(out->cost);
 }

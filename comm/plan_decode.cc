@@ -100,20 +100,22 @@ bool PlanActivated(const PlanProblem& problem, int64_t bound, PlanScratch* scrat
   const LiveHosts& hosts = *problem.hosts;
   std::vector<int32_t>& host_of = scratch->host_of;
   host_of.resize(problem.tokens.size());
-  for (int32_t expert : hosts.order) {
-    const auto e = static_cast<size_t>(expert);
-    if (problem.tokens[e] == 0) continue;
-    int32_t best = hosts.first[e];
-    int64_t least = out->cost[static_cast<size_t>(hosts.ranks[static_cast<size_t>(best)])];
-    for (int32_t i = best + 1; i < hosts.first[e + 1]; ++i) {
-      const int64_t cost = out->cost[static_cast<size_t>(hosts.ranks[static_cast<size_t>(i)])];
-      if (cost < least) {
-        least = cost;
+  int64_t* const cost = out->cost.data();
+  const int32_t* const first = hosts.first.data();
+  const int32_t* const ranks = hosts.ranks.data();
+  const int64_t* const weights = problem.weights.data();
+  for (const int32_t e : hosts.order) {
+    if (weights[e] == 0) continue;
+    int32_t best = first[e];
+    int64_t least = cost[ranks[best]];
+    for (int32_t i = best + 1; i < first[e + 1]; ++i) {
+      if (cost[ranks[i]] < least) {
+        least = cost[ranks[i]];
         best = i;
       }
     }
-    host_of[e] = best;
-    out->cost[static_cast<size_t>(hosts.ranks[static_cast<size_t>(best)])] += problem.weights[e];
+    host_of[static_cast<size_t>(e)] = best;
+    cost[ranks[best]] = least + weights[e];
   }
   auto most = std::ranges::max_element(out->cost);
   bool proven = *most <= bound;

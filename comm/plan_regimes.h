@@ -51,8 +51,14 @@ struct Assignment {
   void Evaluate(const PlanProblem& problem);
 };
 
+struct RankLoad {
+  int64_t tokens = 0;
+  int64_t cost = 0;  // ps
+};
+
 // Scratch, sized by the planner.
 struct PlanScratch {
+  std::vector<RankLoad> sums;       // [2 * num_ranks]
   std::vector<int32_t> host_of;     // [num_experts] pair at which a whole expert lies
   std::vector<int32_t> head, next;  // [num_ranks], [num_experts] the movable experts of each rank
   std::vector<int32_t> queue;       // [num_ranks]
@@ -77,6 +83,12 @@ int64_t ReplicaBound(const PlanProblem& problem, std::span<int64_t> forced);
 int64_t FreeBound(const PlanProblem& problem);
 
 // ---- plan_baselines.cc ----
+// What PlanPlain would cost, without making it.
+struct PlainLoad {
+  int64_t tau = 0;
+  int64_t max_tokens = 0;  // of one rank
+};
+PlainLoad LoadOfPlain(const PlanProblem& problem, PlanScratch* scratch);
 void PlanPlain(const PlanProblem& problem, Assignment* out);
 void PlanEven(const PlanProblem& problem, Assignment* out);
 // Least-loaded expert parallelism as published (arXiv 2601.17111 and its code): experts by

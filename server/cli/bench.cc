@@ -1,8 +1,10 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <string>
 
+#include "comm/bench_planner.h"
 #include "server/cli/command.h"
 #include "server/cli/log.h"
 #include "server/progress_bar.h"
@@ -29,6 +31,58 @@ int RunBenchOffline(BenchFlags flags) {
   if (!report.ok()) return Fail(report.status());
   std::printf("%s\n", flags.json ? report->Json().c_str() : report->Text().c_str());
   return 0;
+}
+
+struct BenchPlannerFlags {
+  BenchPlannerOptions options;
+  std::string plot;
+  bool json = false;
+};
+
+int RunBenchPlanner(BenchPlannerFlags flags) {
+  ConfigureLog("text");
+  absl::StatusOr<BenchPlannerReport> report;
+  {
+    ProgressBar bar("planning", 100, /*quiet=*/false);
+    flags.options.progress = [&](int64_t done, int64_t total) { bar.Update(done * 100 / total); };
+    report = BenchPlanner(flags.options);
+  }
+  if (!report.ok()) return Fail(report.status());
+  if (!flags.plot.empty()) {
+    std::ofstream file(flags.plot, std::ios::binary);
+    file << report->Svg();
+    if (!file.flush()) return Fail(absl::UnavailableError("cannot write " + flags.plot));
+  }
+  std::printf("%s\n", flags.json ? report->Json().c_str() : report->Text().c_str());
+  return 0;
+}
+
+void AddPlannerFlags(CLI::App* planner, BenchPlannerFlags* flags) {
+  planner->footer(
+      "Synthetic routing through every --balance mode: what the plans would cost (a model, not a "
+      "measurement), how\nfar from their lower bound they are, and how long planning takes. tau "
+      "includes transfers.\n\nExample: switchyard bench planner --json --plot planner.svg");
+  BenchPlannerOptions& options = flags->options;
+  planner->add_option("--steps", options.steps, "of every workload")->capture_default_str();
+  planner
+      ->add_option("--t-mem", options.t_mem_tokens,
+                   "copies whose computing takes as long as reading an expert's weights")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000000));
+  planner
+      ->add_option("--t-link", options.t_link_tokens,
+                   "copies whose computing takes as long as moving an expert (0: unknown)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000000));
+  planner->add_option("--token-ps", options.token_ps, "picoseconds to compute one copy")
+      ->capture_default_str();
+  planner
+      ->add_option("--foreign-slots", options.foreign_slots,
+                   "experts per layer and rank that may be moved in")
+      ->capture_default_str();
+  planner->add_option("--seed", options.seed, "of the workloads")->capture_default_str();
+  planner->add_option("--plot", flags->plot, "file for a plot of cost against skew (SVG)");
+  planner->add_flag("--json", flags->json, "print JSON alone on stdout");
 }
 
 }  // namespace
@@ -64,7 +118,12 @@ Command AddBench(CLI::App* parent) {
       ->capture_default_str();
   offline->add_option("--seed", options.seed, "of the random tokens")->capture_default_str();
   offline->add_flag("--json", flags->json, "print JSON alone on stdout");
-  return {app, [flags] { return RunBenchOffline(*flags); }};
+  auto planner_flags = std::make_shared<BenchPlannerFlags>();
+  CLI::App* planner = app->add_subcommand("planner", "compare the dispatch planners");
+  AddPlannerFlags(planner, planner_flags.get());
+  return {app, [=] {
+            return planner->parsed() ? RunBenchPlanner(*planner_flags) : RunBenchOffline(*flags);
+          }};
 }
 
 }  // namespace switchyard
