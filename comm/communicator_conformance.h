@@ -106,6 +106,36 @@ TEST_P(CommunicatorConformance, TagsMatchMessagesWhateverTheOrder) {
   });
 }
 
+TEST_P(CommunicatorConformance, EveryFieldOfATagTellsMessagesApart) {
+  Make(2);
+  std::vector<MessageTag> tags(6, Tag(1, 1));
+  tags[1].step = 2;
+  tags[2].layer = 2;
+  tags[3].micro_batch = 1;
+  tags[4].kind = MessageKind::kWeights;
+  tags[5].part = 200;
+  std::vector<std::vector<std::byte>> sent, buffers;
+  std::vector<SendOp> sends;
+  std::vector<RecvOp> recvs;
+  for (size_t i = 0; i < tags.size(); ++i) {
+    sent.push_back(Pattern(0, 1, i, 100));
+    sends.push_back({1, tags[i], sent.back()});
+    buffers.emplace_back(100);
+    recvs.push_back({0, tags[i], buffers.back()});
+  }
+  std::ranges::reverse(recvs);
+  RankThreads threads;
+  threads.Run([&] {
+    EXPECT_TRUE(At(0).Start(sends, {}).ok());
+    EXPECT_TRUE(At(0).Wait(Later()).ok());
+  });
+  threads.Run([&] {
+    EXPECT_TRUE(At(1).Start({}, recvs).ok());
+    EXPECT_TRUE(At(1).Wait(Later()).ok());
+    EXPECT_EQ(buffers, sent);
+  });
+}
+
 TEST_P(CommunicatorConformance, AGroupMayHoldMessagesToOneself) {
   Make(1);
   const std::vector<std::byte> sent = Pattern(0, 0, 1, 777);

@@ -131,6 +131,7 @@ WireHeader NetworkGroup::HeaderTo(int32_t peer, WireType type, const MessageTag&
   header.from = rank_;
   header.to = peer;
   header.kind = tag.kind;
+  header.part = tag.part;
   header.step = tag.step;
   header.layer = tag.layer;
   header.micro_batch = tag.micro_batch;
