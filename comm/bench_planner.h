@@ -2,8 +2,8 @@
 // cost by the cost model, how long planning takes, and a plot. `auto`, `none` and `llep` see the
 // same homes: even, and in some workloads replicas of the hottest experts on higher ranks, so that
 // the first home is plain expert parallelism's. `eplb` has homes of its own, planned anew every
-// kRebalanceSteps from the steps before; its extra home slots equal the others' replica and foreign
-// slots. Runs on the caller's thread.
+// 8 steps from the steps before and paid for in the next one; its extra home slots equal the
+// others' replica and foreign slots. Runs on the caller's thread.
 #pragma once
 
 #include <cstdint>

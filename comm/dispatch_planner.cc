@@ -22,6 +22,11 @@ class PlanHash {
     hash_ = (hash_ ^ word) * 0x9e3779b97f4a7c15u;
     hash_ ^= hash_ >> 29;
   }
+  void AddIf(bool add, uint64_t word) {  // without a branch
+    const uint64_t before = hash_;
+    Add(word);
+    hash_ = add ? hash_ : before;
+  }
   void Add(int64_t a, int64_t b) {
     Add(static_cast<uint64_t>(a) * 0xbf58476d1ce4e5b9u + static_cast<uint64_t>(b));
   }
@@ -287,8 +292,8 @@ uint64_t DispatchPlanner::WriteShares(std::span<const int32_t> counts, int32_t n
   const size_t num_experts = problem_.tokens.size();
   at_.assign(hosts.first.begin(), hosts.first.end() - 1);
   plan->offsets.resize(counts.size() + 1);
-  // A share ends with its source's copies or with its quota.
-  plan->shares.resize(static_cast<size_t>(num_sources) * num_experts + best_.quota.size());
+  // A share ends with its source's copies or with its quota; one more is written and not counted.
+  plan->shares.resize(static_cast<size_t>(num_sources) * num_experts + best_.quota.size() + 1);
   DispatchShare* const shares = plan->shares.data();
   int32_t* const offsets = plan->offsets.data();
   int32_t* const at = at_.data();
@@ -298,25 +303,33 @@ uint64_t DispatchPlanner::WriteShares(std::span<const int32_t> counts, int32_t n
   const int32_t* const count = counts.data();
   PlanHash hash;
   size_t num_shares = 0, i = 0;
+  const auto add = [&](size_t of, int32_t pair, int64_t copies) {  // nothing when copies are 0
+    const int32_t rank = ranks[pair];
+    shares[num_shares] = {rank, static_cast<int32_t>(copies)};
+    hash.AddIf(copies > 0, (static_cast<uint64_t>(of) << 44) ^ (static_cast<uint64_t>(rank) << 32) ^
+                               static_cast<uint64_t>(copies));
+    num_shares += copies > 0 ? 1 : 0;
+  };
   for (int32_t s = 0; s < num_sources; ++s) {
     for (size_t e = 0; e < num_experts; ++e, ++i) {
       offsets[i] = static_cast<int32_t>(num_shares);
+      // Mostly the quota at hand covers what the source has: no branch on it, nor on zero.
       int64_t left = count[i];
       int32_t pair = at[e];
-      while (left > 0) {
-        SY_CHECK_LT(pair, first[e + 1]);
-        const int64_t copies = std::min(left, quota[pair]);
-        if (copies > 0) {
-          const int32_t rank = ranks[pair];
-          shares[num_shares++] = {rank, static_cast<int32_t>(copies)};
-          hash.Add((static_cast<uint64_t>(i) << 44) ^ (static_cast<uint64_t>(rank) << 32) ^
-                   static_cast<uint64_t>(copies));
-        }
-        left -= copies;
-        quota[pair] -= copies;
-        if (quota[pair] == 0) ++pair;
+      if (left > quota[pair]) [[unlikely]] {
+        do {
+          if (quota[pair] > 0) {
+            add(i, pair, quota[pair]);
+            left -= quota[pair];
+            quota[pair] = 0;
+          }
+          ++pair;
+          SY_CHECK_LT(pair, first[e + 1]);
+        } while (left > quota[pair]);
+        at[e] = pair;
       }
-      at[e] = pair;
+      add(i, pair, left);
+      quota[pair] -= left;
     }
   }
   offsets[i] = static_cast<int32_t>(num_shares);

@@ -51,71 +51,92 @@ std::span<const int32_t> ForeignSlots::Experts(int32_t layer, int32_t rank) cons
 }
 
 void ForeignSlots::Rebuild(const Layer& state, LiveHosts* hosts) {
-  const Homes& homes = state.homes;
-  const size_t num_experts = homes.first.size() - 1;
+  const size_t num_experts = state.homes.first.size() - 1;
   const auto num_ranks = static_cast<size_t>(num_ranks_);
-  const auto slots = static_cast<size_t>(slots_per_rank_);
-  hosts->first.assign(num_experts + 1, 0);
-  for (size_t e = 0; e < num_experts; ++e) {
-    hosts->first[e + 1] = homes.first[e + 1] - homes.first[e];
-  }
-  for (int32_t e : state.experts) {
-    if (e >= 0) ++hosts->first[static_cast<size_t>(e) + 1];
-  }
-  for (size_t e = 0; e < num_experts; ++e) hosts->first[e + 1] += hosts->first[e];
-  const auto num_pairs = static_cast<size_t>(hosts->first[num_experts]);
+  hosts->first.resize(num_experts + 1);
+  hosts->home_pair.resize(num_experts);
+  hosts->order.resize(num_experts);
+  hosts->rank_first.assign(num_ranks + 1, 0);
+  const auto num_foreign =
+      static_cast<size_t>(std::ranges::count_if(state.experts, [](int32_t e) { return e >= 0; }));
+  const size_t num_pairs = state.homes.ranks.size() + num_foreign;
   hosts->ranks.resize(num_pairs);
   hosts->expert_of.resize(num_pairs);
   hosts->of_rank.resize(num_pairs);
-  for (size_t e = 0; e < num_experts; ++e) {
-    at_[e] = hosts->first[e];
-    for (int32_t i = homes.first[e]; i < homes.first[e + 1]; ++i) {
-      hosts->ranks[static_cast<size_t>(at_[e]++)] = homes.ranks[static_cast<size_t>(i)];
-    }
-    std::fill(hosts->expert_of.begin() + hosts->first[e],
-              hosts->expert_of.begin() + hosts->first[e + 1], static_cast<int32_t>(e));
-  }
-  if (state.any) {
-    for (size_t i = 0; i < state.experts.size(); ++i) {
-      if (state.experts[i] < 0) continue;
-      const auto e = static_cast<size_t>(state.experts[i]);
-      const auto rank = static_cast<int32_t>(i / slots);
-      int32_t to = at_[e]++;  // sorted in among the hosts so far
-      for (; to > hosts->first[e] && hosts->ranks[static_cast<size_t>(to) - 1] > rank; --to) {
-        hosts->ranks[static_cast<size_t>(to)] = hosts->ranks[static_cast<size_t>(to) - 1];
-      }
-      hosts->ranks[static_cast<size_t>(to)] = rank;
-    }
-  }
 
-  hosts->home_pair.resize(num_experts);
-  for (size_t e = 0; e < num_experts; ++e) {
-    const int32_t home = homes.ranks[static_cast<size_t>(homes.first[e])];
-    int32_t pair = hosts->first[e];  // ranks with a foreign copy may stand before it
-    while (hosts->ranks[static_cast<size_t>(pair)] != home) ++pair;
-    hosts->home_pair[e] = pair;
-  }
-
-  // Counting sorts: experts by number of hosts, pairs by rank.
+  // Raw pointers: a store into one array must not make the compiler load the others' again.
+  const int32_t* const home_first = state.homes.first.data();
+  const int32_t* const home_ranks = state.homes.ranks.data();
+  int32_t* const first = hosts->first.data();
+  int32_t* const ranks = hosts->ranks.data();
+  int32_t* const expert_of = hosts->expert_of.data();
+  int32_t* const at = at_.data();
   std::fill(at_.begin(), at_.end(), 0);
-  const auto num_hosts = [&](size_t e) {
-    return static_cast<size_t>(hosts->first[e + 1] - hosts->first[e]);
-  };
-  for (size_t e = 0; e < num_experts; ++e) ++at_[num_hosts(e) + 1];
-  hosts->num_single = num_experts > 0 ? at_[2] : 0;
-  for (size_t n = 1; n < at_.size(); ++n) at_[n] += at_[n - 1];
-  hosts->order.resize(num_experts);
+  for (int32_t e : state.experts) {
+    if (e >= 0) ++at[e];  // foreign copies of the expert
+  }
+  first[0] = 0;
   for (size_t e = 0; e < num_experts; ++e) {
-    hosts->order[static_cast<size_t>(at_[num_hosts(e)]++)] = static_cast<int32_t>(e);
+    int32_t to = first[e];
+    for (int32_t i = home_first[e]; i < home_first[e + 1]; ++i, ++to) {
+      ranks[to] = home_ranks[i];
+      expert_of[to] = static_cast<int32_t>(e);
+    }
+    const int32_t foreign = at[e];
+    at[e] = to;  // where they go
+    for (int32_t i = 0; i < foreign; ++i, ++to) expert_of[to] = static_cast<int32_t>(e);
+    first[e + 1] = to;
   }
-  hosts->rank_first.assign(num_ranks + 1, 0);
-  for (int32_t rank : hosts->ranks) ++hosts->rank_first[static_cast<size_t>(rank) + 1];
-  for (size_t r = 0; r < num_ranks; ++r) hosts->rank_first[r + 1] += hosts->rank_first[r];
+  for (size_t i = 0; num_foreign > 0 && i < state.experts.size(); ++i) {
+    if (state.experts[i] < 0) continue;
+    const auto e = static_cast<size_t>(state.experts[i]);
+    const auto rank = static_cast<int32_t>(i / static_cast<size_t>(slots_per_rank_));
+    int32_t to = at[e]++;  // sorted in among the hosts so far
+    for (; to > first[e] && ranks[to - 1] > rank; --to) ranks[to] = ranks[to - 1];
+    ranks[to] = rank;
+  }
+  int32_t* const home_pair = hosts->home_pair.data();
+  for (size_t e = 0; e < num_experts; ++e) {
+    int32_t pair = first[e];  // ranks with a foreign copy may stand before the first home
+    while (ranks[pair] != home_ranks[home_first[e]]) ++pair;
+    home_pair[e] = pair;
+  }
+  SortPairs(hosts);
+}
+
+void ForeignSlots::SortPairs(LiveHosts* hosts) {
+  // Counting sorts: experts by number of hosts, pairs by rank.
+  const size_t num_experts = hosts->order.size();
+  const size_t num_pairs = hosts->ranks.size();
+  const int32_t* const first = hosts->first.data();
+  const int32_t* const ranks = hosts->ranks.data();
+  int32_t* const at = at_.data();
+  std::fill(at_.begin(), at_.end(), 0);
+  // Most experts have one host; counting those in memory would wait for each store.
+  int32_t num_single = 0;
+  for (size_t e = 0; e < num_experts; ++e) {
+    const int32_t num_hosts = first[e + 1] - first[e];
+    if (num_hosts == 1) {
+      ++num_single;
+    } else {
+      ++at[num_hosts + 1];
+    }
+  }
+  hosts->num_single = num_single;
+  at[2] = num_single;
+  for (size_t n = 3; n < at_.size(); ++n) at[n] += at[n - 1];
+  int32_t* const order = hosts->order.data();
+  int32_t next_single = 0;
+  for (size_t e = 0; e < num_experts; ++e) {
+    const int32_t num_hosts = first[e + 1] - first[e];
+    order[num_hosts == 1 ? next_single++ : at[num_hosts]++] = static_cast<int32_t>(e);
+  }
+  int32_t* const rank_first = hosts->rank_first.data();
+  for (size_t i = 0; i < num_pairs; ++i) ++rank_first[ranks[i] + 1];
+  for (size_t r = 0; r + 1 < hosts->rank_first.size(); ++r) rank_first[r + 1] += rank_first[r];
   std::copy(hosts->rank_first.begin(), hosts->rank_first.end() - 1, at_.begin());
-  for (size_t i = 0; i < num_pairs; ++i) {
-    const auto rank = static_cast<size_t>(hosts->ranks[i]);
-    hosts->of_rank[static_cast<size_t>(at_[rank]++)] = static_cast<int32_t>(i);
-  }
+  int32_t* const of_rank = hosts->of_rank.data();
+  for (size_t i = 0; i < num_pairs; ++i) of_rank[at[ranks[i]]++] = static_cast<int32_t>(i);
 }
 
 void ForeignSlots::Clear() {

@@ -82,6 +82,7 @@ class ForeignSlots {
     bool any = false;                // some slot is not empty
   };
   void Rebuild(const Layer& layer, LiveHosts* hosts);
+  void SortPairs(LiveHosts* hosts);  // order, rank_first, of_rank, num_single
   // What `quota` gives to slot `slot` [num_ranks * slots_per_rank] of the layer.
   int64_t TokensOf(const Layer& layer, std::span<const int64_t> quota, size_t slot) const;
 

@@ -17,8 +17,8 @@ namespace {
 std::atomic<int64_t> allocations{0};
 }  // namespace
 
-// Every allocation of this binary is counted. Not inlined: the compiler would see only one half of a
-// pair.
+// Every allocation of this binary is counted. Not inlined: the compiler would see only one half of
+// a pair.
 [[gnu::noinline]] void* operator new(size_t bytes) {
   allocations.fetch_add(1);
   void* p = std::malloc(bytes == 0 ? 1 : bytes);
