@@ -29,6 +29,17 @@ class PlanChecker {
                    static_cast<size_t>(placement_->num_ranks() * options.foreign_slots_per_rank),
                    -1)) {}
 
+  // What the planner says the slots hold is what its plans moved.
+  bool SlotsAgree(const DispatchPlanner& planner, int32_t layer) {
+    for (int32_t r = 0; r < placement_->num_ranks(); ++r) {
+      const std::span<const int32_t> experts = planner.ForeignExperts(layer, r);
+      for (size_t b = 0; b < experts.size(); ++b) {
+        if (experts[b] != Slot(layer, r, static_cast<int32_t>(b))) return false;
+      }
+    }
+    return true;
+  }
+
   void BeginGeneration() {
     for (auto& layer : slots_) std::ranges::fill(layer, -1);
   }
@@ -206,6 +217,7 @@ void CheckSequences(std::mt19937& rng, int num, int32_t max_sources, int32_t max
       if (testing::Test::HasFatalFailure()) {
         FAIL() << "plan " << i << ", mode " << BalanceModeName(options.mode);
       }
+      ASSERT_TRUE(checker.SlotsAgree(planner, layer));
       other_rank.Plan(counts, sources, layer, &other);
       ASSERT_EQ(plan.hash, other.hash);
       ASSERT_EQ(plan.shares, other.shares);

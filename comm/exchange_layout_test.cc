@@ -304,6 +304,33 @@ TEST(ExchangeLayout, ErrorsNameTheNumbers) {
   EXPECT_THAT(error(key, 1), HasSubstr("bytes 10, at least 88"));
 }
 
+TEST(ExchangeLayout, WeightsOfAnotherMoveOrPlanAreRefused) {
+  StepHeader step{
+      .epoch = 1, .step = 1, .participants = {0}, .micro_batches = 1, .slots_generation = 3};
+  const ExchangeKey key{.step = &step, .layer = 2, .micro_batch = 0};
+  DispatchPlan plan, other;
+  plan.hash = 77;
+  other.hash = 78;
+  const WeightMove move{.expert = 5, .from_rank = 1, .to_rank = 2, .slot = 0};
+  const ExchangeHeader header = MakeWeightsHeader(key, plan, move);
+  const auto message = std::as_bytes(std::span(&header, 1));
+  EXPECT_TRUE(CheckWeightsHeader(message, key, plan, move).ok());
+  const auto error = [&](const ExchangeKey& at, const DispatchPlan& of, const WeightMove& wanted) {
+    return std::string(CheckWeightsHeader(message, at, of, wanted).message());
+  };
+  EXPECT_THAT(error(key, other, move), HasSubstr("weights message of source 1: plan_hash 77"));
+  WeightMove wanted = move;
+  wanted.expert = 6;
+  EXPECT_THAT(error(key, plan, wanted), HasSubstr("expert 5, expected 6"));
+  wanted = move;
+  wanted.slot = 1;
+  EXPECT_THAT(error(key, plan, wanted), HasSubstr("slot 0, expected 1"));
+  StepHeader later = step;
+  later.slots_generation = 4;
+  EXPECT_THAT(error({&later, 2, 0}, plan, move), HasSubstr("slots_generation 3, expected 4"));
+  EXPECT_FALSE(CheckWeightsHeader(message.first(20), key, plan, move).ok());
+}
+
 TEST(ExchangeLayout, RanksWithOtherPlansAreToldApart) {
   StepHeader step{
       .epoch = 1, .step = 1, .participants = {0}, .micro_batches = 1, .slots_generation = 0};
