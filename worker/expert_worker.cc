@@ -155,6 +155,8 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
                     options_.exchange, std::span(counts_).subspan(s * num_experts, num_experts));
     if (!status.ok()) return from_rank(s, status);
   }
+  absl::Status total = CheckTotalCopies(counts_, options_.exchange);
+  if (!total.ok()) return total;
   const auto plan_start = std::chrono::steady_clock::now();
   planner_.Plan(counts_, static_cast<int32_t>(num_sources), key.layer, &plan_);
   CountPlan(std::chrono::steady_clock::now() - plan_start);
@@ -167,11 +169,6 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
     views_.push_back(*view);
   }
   BuildExpertBatch(plan_, options_.expert_rank, &batch_);
-  if (batch_.num_rows > MaxCopies(options_.exchange)) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        batch_.num_rows, " rows of all participants exceed ", options_.exchange.max_rows,
-        " tokens x ", options_.exchange.top_k, " experts"));
-  }
   return absl::OkStatus();
 }
 
