@@ -258,23 +258,23 @@ void ExpertWorker::RunGroups(std::span<const MlpGroup> groups) {
 absl::Status ExpertWorker::Answer(const StepHeader& step, const ExchangeKey& key) {
   const int32_t row_bytes = options_.exchange.row_bytes;
   const MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kCombine};
-  std::vector<std::byte*> messages;
+  combine_messages_.clear();
   sends_.clear();
   size_t at = 0;
   for (size_t s = 0; s < step.participants.size(); ++s) {
     const std::span<std::byte> room = Whole(combine_).subspan(at);
     const size_t bytes = WriteCombineHeader(key, plan_, batch_, static_cast<int32_t>(s),
                                             options_.expert_rank, row_bytes, room);
-    messages.push_back(room.data());
+    combine_messages_.push_back(room.data());
     sends_.push_back({step.participants[s], tag, room.first(bytes)});
     at += bytes;
   }
   if (batch_.num_rows * row_bytes < kParallelCopyBytes) {
-    ScatterResults(batch_, 0, batch_.blocks.size(), results_.data(), row_bytes, messages);
+    ScatterResults(batch_, 0, batch_.blocks.size(), results_.data(), row_bytes, combine_messages_);
   } else {
     pool_->ParallelFor(static_cast<int64_t>(batch_.blocks.size()), [&](int64_t b) {
       ScatterResults(batch_, static_cast<size_t>(b), static_cast<size_t>(b) + 1, results_.data(),
-                     row_bytes, messages);
+                     row_bytes, combine_messages_);
     });
   }
   if (absl::Status status = communicator_->Start(sends_, {}); !status.ok()) return status;
