@@ -35,7 +35,8 @@ struct EpochPause {
   uint64_t epoch = 0;
 };
 
-// The epoch is dead, what is in flight is lost. With neither field set the cause is unknown.
+// The epoch is dead, what is in flight is lost. With neither field set nobody died: a link between
+// workers failed, which is no sequence's fault.
 struct EpochEnd {
   uint64_t epoch = 0;
   std::vector<uint64_t> lost_attention;  // worker ids

@@ -88,14 +88,13 @@ void SchedulerCore::EndEpoch(const EpochEnd& end) {
   ++stats_.lost_steps;
   spdlog::warn("epoch {} ended in step {}: {} attention workers lost{}", epoch_, record.step,
                end.lost_attention.size(), end.expert_lost ? ", and expert workers" : "");
-  const bool all = end.expert_lost || end.lost_attention.empty();
   for (const WorkerShare& share : record.shares) {
     if (share.applied) continue;
     Member& member = members_[share.worker];
     member.ended.insert(member.ended.end(), share.ended.begin(), share.ended.end());
     const bool lost = std::find(end.lost_attention.begin(), end.lost_attention.end(),
                                 member.worker) != end.lost_attention.end();
-    if (all || lost) {
+    if (end.expert_lost || lost) {
       StrikeRows(share, record.num_sequences == 1,
                  lost ? "its attention worker was lost" : "an expert worker was lost");
     }

@@ -118,7 +118,7 @@ class EpochCell : public Simulation {
   }
 
   bool Strikes(int32_t rank, const EpochEnd& end) const {
-    return end.expert_lost || end.lost_attention.empty() || Contains(end, workers_.at(rank)->id);
+    return end.expert_lost || Contains(end, workers_.at(rank)->id);
   }
   static bool Contains(const EpochEnd& end, uint64_t worker) {
     return std::find(end.lost_attention.begin(), end.lost_attention.end(), worker) !=

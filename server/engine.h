@@ -33,8 +33,6 @@ struct Engine {
   std::function<absl::StatusOr<std::vector<TextSegment>>(const ChatPrompt&)> render_chat;
   Scheduler* scheduler = nullptr;  // started
   SamplingDefaults defaults;
-  int32_t num_attention_workers = 1;
-  int32_t num_expert_workers = 1;
 };
 
 }  // namespace switchyard

@@ -41,7 +41,6 @@ FrontEnd::FrontEnd(FrontEndOptions options)
       text_pool_(options_.num_text_threads) {}
 
 void FrontEnd::SetEngine(Engine engine) {
-  metrics_.SetWorkers(engine.num_attention_workers, engine.num_expert_workers);
   MutexLock lock(mu_);
   engine_ = std::make_shared<const Engine>(std::move(engine));
 }
@@ -69,7 +68,33 @@ void FrontEnd::StopPools() {
   output_pool_.Stop();
 }
 
+void FrontEnd::SetWaitsFor(std::function<std::string()> waits_for) {
+  MutexLock lock(mu_);
+  waits_for_ = std::move(waits_for);
+}
+
+void FrontEnd::SetCluster(std::function<ClusterSnapshot()> cluster) {
+  MutexLock lock(mu_);
+  cluster_ = std::move(cluster);
+}
+
+std::optional<ClusterSnapshot> FrontEnd::cluster() const {
+  std::function<ClusterSnapshot()> cluster;
+  {
+    MutexLock lock(mu_);
+    cluster = cluster_;
+  }
+  if (cluster == nullptr) return std::nullopt;
+  return cluster();
+}
+
 absl::Status FrontEnd::Loading() const {
+  std::function<std::string()> waits_for;
+  {
+    MutexLock lock(mu_);
+    waits_for = waits_for_;
+  }
+  if (waits_for != nullptr) return absl::UnavailableError(waits_for());
   return absl::UnavailableError(absl::StrCat("loading ", loading_percent_.load(), " %"));
 }
 
@@ -79,6 +104,10 @@ absl::Status FrontEnd::Health() const {
   if (engine == nullptr) return Loading();
   const SchedulerStats stats = engine->scheduler->Stats();
   if (stats.failed) return absl::UnavailableError("the engine has failed");
+  if (stats.unavailable) {
+    const std::optional<ClusterSnapshot> cluster = this->cluster();
+    return absl::UnavailableError(cluster ? cluster->waits_for : "no workers are left");
+  }
   const auto still = std::chrono::steady_clock::now() - stats.last_progress;
   if (stats.running + stats.waiting > 0 && still > options_.stall_timeout) {
     return absl::UnavailableError(
@@ -146,6 +175,8 @@ void FrontEnd::FailAll(const absl::Status& status) {
 
 std::string FrontEnd::SerializeMetrics() {
   const auto engine = this->engine();
+  const std::optional<ClusterSnapshot> cluster = this->cluster();
+  if (cluster) metrics_.SetCluster(*cluster);
   if (engine == nullptr) return metrics_.Serialize(nullptr);
   const SchedulerStats stats = engine->scheduler->Stats();
   return metrics_.Serialize(&stats);

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/mutex.h"
+#include "scheduler/cluster_snapshot.h"
 #include "server/engine.h"
 #include "server/generation.h"
 #include "server/metrics.h"
@@ -34,6 +36,10 @@ class FrontEnd {
   explicit FrontEnd(FrontEndOptions options);
 
   void SetLoading(int percent) { loading_percent_.store(percent); }
+  // Instead of a percentage: what the engine waits for, asked whenever somebody wants to know.
+  void SetWaitsFor(std::function<std::string()> waits_for);
+  // The workers, for /admin/cluster and the metrics; before SetEngine, once.
+  void SetCluster(std::function<ClusterSnapshot()> cluster);
   void SetEngine(Engine engine);  // once
   void SetDraining() { draining_.store(true); }
 
@@ -43,7 +49,8 @@ class FrontEnd {
   absl::StatusOr<std::shared_ptr<const Engine>> EngineForWork();
   // OK when tokens can be generated; else kUnavailable and why ("loading 43 %").
   absl::Status Health() const;
-  absl::Status Loading() const;  // kUnavailable: "loading 43 %"
+  absl::Status Loading() const;                    // kUnavailable: "loading 43 %"
+  std::optional<ClusterSnapshot> cluster() const;  // unset before SetCluster
   // `authorization`: the header or metadata as sent. Compares in constant time.
   absl::Status Authorize(std::string_view authorization) const;
 
@@ -74,6 +81,8 @@ class FrontEnd {
 
   mutable Mutex mu_;
   std::shared_ptr<const Engine> engine_ SY_GUARDED_BY(mu_);
+  std::function<std::string()> waits_for_ SY_GUARDED_BY(mu_);
+  std::function<ClusterSnapshot()> cluster_ SY_GUARDED_BY(mu_);
   std::vector<std::weak_ptr<Generation>> generations_ SY_GUARDED_BY(mu_);  // some have ended
   size_t prune_at_ SY_GUARDED_BY(mu_) = 64;
 

@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/api_error.h"
+#include "server/cluster_json.h"
 #include "server/http_generation.h"
 #include "server/json_writer.h"
 #include "server/openai_format.h"
@@ -102,6 +103,7 @@ const HttpRoutes::Route HttpRoutes::kRoutes[] = {
     {"/health", "GET", &HttpRoutes::Health},
     {"/version", "GET", &HttpRoutes::Version},
     {"/metrics", "GET", &HttpRoutes::ShowMetrics},
+    {"/admin/cluster", "GET", &HttpRoutes::ShowCluster},
 };
 
 void HttpRoutes::Handle(HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
@@ -267,6 +269,12 @@ void HttpRoutes::Version(const Call& call) {
   JsonWriter json;
   json.BeginObject().Member("version", SWITCHYARD_VERSION).EndObject();
   call.Respond(json.Take());
+}
+
+void HttpRoutes::ShowCluster(const Call& call) {
+  const std::optional<ClusterSnapshot> cluster = front_end_->cluster();
+  if (!cluster) return call.Fail(front_end_->Loading());
+  call.Respond(ClusterJson(*cluster));
 }
 
 void HttpRoutes::ShowMetrics(const Call& call) {

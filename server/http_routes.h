@@ -41,6 +41,7 @@ class HttpRoutes {
   void Health(const Call& call);
   void Version(const Call& call);
   void ShowMetrics(const Call& call);
+  void ShowCluster(const Call& call);
 
   FrontEnd* const front_end_;
   const int64_t started_unix_seconds_ = std::chrono::duration_cast<std::chrono::seconds>(

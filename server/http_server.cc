@@ -137,6 +137,8 @@ void HttpServer::Stop() {
   state.stopped = true;
   state.context->stopping.store(true);
   for (const auto& io : state.io_threads) {
+    // Never started: a task that holds its own thread alive would not run, and leak.
+    if (!io->thread.joinable()) continue;
     asio::post(io->io, [&state, io] {
       boost::system::error_code ignored;
       if (io == state.io_threads.front() && state.acceptor) {

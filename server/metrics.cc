@@ -7,6 +7,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
+#include <map>
 #include <sstream>
 
 #include "kernels/mutex.h"
@@ -54,6 +55,31 @@ void RaiseTo(Counter& counter, double total) {
   if (missing > 0) counter.Increment(missing);
 }
 
+// Totals that workers report (worker/role_session.cc) and the families that show them.
+struct WorkerCounter {
+  const char* name;
+  const char* family;
+  const char* help;
+};
+constexpr WorkerCounter kWorkerCounters[] = {
+    {"data_wait_seconds", "switchyard_data_wait_seconds_total",
+     "Time that workers waited for their peers' rows."},
+    {"dispatch_bytes", "switchyard_dispatch_bytes_total",
+     "Bytes of rows sent from attention to expert workers."},
+    {"combine_bytes", "switchyard_combine_bytes_total",
+     "Bytes of results sent from expert to attention workers."},
+    {"plans", "switchyard_dispatch_plans_total",
+     "Plans made by expert workers: one per layer, step and worker."},
+    {"plan_seconds", "switchyard_dispatch_plan_seconds_total",
+     "Time that expert workers spent planning."},
+    {"weight_transfers", "switchyard_expert_weight_transfers_total",
+     "Experts sent from one expert worker to another for a plan."},
+    {"weight_transfer_bytes", "switchyard_expert_weight_transfer_bytes_total",
+     "Bytes of those experts' weights."},
+    {"foreign_copies", "switchyard_foreign_expert_copies_total",
+     "Copies computed with weights that another worker sent."},
+};
+
 }  // namespace
 
 struct Metrics::Families {
@@ -72,6 +98,8 @@ struct Metrics::Families {
                                            .Register(registry);
   Gauge& attention_workers = workers.Add({{"role", "attention"}});
   Gauge& expert_workers = workers.Add({{"role", "expert"}});
+  Gauge& epoch = AddGauge(registry, "switchyard_expert_placement_epoch",
+                          "Epoch of membership and expert placement; rises with every change.");
   Counter& iterations =
       AddCounter(registry, "switchyard_engine_iterations_total", "Steps of the scheduler.");
   Counter& prompt_tokens =
@@ -123,6 +151,33 @@ struct Metrics::Families {
       AddHistogram(registry, "switchyard_iteration_tokens", "Rows per step.", kIterationTokens);
   Histogram& step_seconds =
       AddHistogram(registry, "switchyard_step_seconds", "Duration of a step.", kStepSeconds);
+
+  // Only where workers are other processes: elsewhere these could never move.
+  struct Cluster {
+    explicit Cluster(Registry& registry)
+        : joins(AddCounter(registry, "switchyard_worker_joins_total", "Workers that registered.")),
+          failures(AddCounter(registry, "switchyard_worker_failures_total",
+                              "Workers that were declared dead.")),
+          drains(AddCounter(registry, "switchyard_worker_drains_total",
+                            "Workers that left in order.")),
+          failovers(AddCounter(registry, "switchyard_failovers_total",
+                               "Epochs that ended by a death or an error; their work was planned "
+                               "again.")),
+          refusals(AddCounter(registry, "switchyard_worker_refusals_total",
+                              "Registrations of workers that were refused.")),
+          heartbeat_age(AddGauge(registry, "switchyard_worker_heartbeat_age_seconds",
+                                 "Age of the oldest last heartbeat of all workers.")) {}
+    Counter& joins;
+    Counter& failures;
+    Counter& drains;
+    Counter& failovers;
+    Counter& refusals;
+    Gauge& heartbeat_age;
+    std::map<std::string, Counter*> counters;  // of the workers, by their name, once reported
+    Gauge* balancedness = nullptr;             // once there were plans
+    Gauge* plan_gap = nullptr;
+  };
+  std::optional<Cluster> cluster;  // under scrape_mu
 };
 
 Metrics::Metrics() : families_(new Families) {}
@@ -185,9 +240,44 @@ void Metrics::ObserveStep(const StepObservation& step) {
   families_->step_seconds.Observe(step.seconds);
 }
 
-void Metrics::SetWorkers(int32_t num_attention, int32_t num_expert) {
-  families_->attention_workers.Set(num_attention);
-  families_->expert_workers.Set(num_expert);
+void Metrics::SetCluster(const ClusterSnapshot& snapshot) {
+  Families& f = *families_;
+  MutexLock lock(f.scrape_mu);
+  int32_t attention = 0;
+  int32_t experts = 0;
+  double oldest = 0;
+  for (const ClusterSnapshot::Worker& worker : snapshot.workers) {
+    oldest = std::max(oldest, worker.heartbeat_age_s);
+    if (worker.rank >= 0) ++(worker.role == "expert" ? experts : attention);
+  }
+  f.attention_workers.Set(attention);
+  f.expert_workers.Set(experts);
+  f.epoch.Set(static_cast<double>(snapshot.epoch));
+  if (!snapshot.networked) return;
+  if (!f.cluster) f.cluster.emplace(f.registry);
+  RaiseTo(f.cluster->joins, static_cast<double>(snapshot.joins));
+  RaiseTo(f.cluster->failures, static_cast<double>(snapshot.failures));
+  RaiseTo(f.cluster->drains, static_cast<double>(snapshot.drains));
+  RaiseTo(f.cluster->failovers, static_cast<double>(snapshot.failovers));
+  RaiseTo(f.cluster->refusals, static_cast<double>(snapshot.refusals));
+  f.cluster->heartbeat_age.Set(oldest);
+  for (const WorkerCounter& known : kWorkerCounters) {
+    const auto reported = snapshot.counters.find(known.name);
+    if (reported == snapshot.counters.end() || reported->second == 0) continue;
+    Counter*& counter = f.cluster->counters[known.name];
+    if (counter == nullptr) counter = &AddCounter(f.registry, known.family, known.help);
+    RaiseTo(*counter, reported->second);
+  }
+  if (snapshot.balancedness < 0) return;
+  if (f.cluster->balancedness == nullptr) {
+    f.cluster->balancedness = &AddGauge(
+        f.registry, "switchyard_expert_balancedness",
+        "Mean over expert ranks of the copies computed, over the fullest rank's; of recent plans.");
+    f.cluster->plan_gap = &AddGauge(f.registry, "switchyard_dispatch_plan_gap_ratio",
+                                    "Cost of recent plans over their lower bound, less one.");
+  }
+  f.cluster->balancedness->Set(snapshot.balancedness);
+  f.cluster->plan_gap->Set(snapshot.plan_gap);
 }
 
 std::string Metrics::Serialize(const SchedulerStats* scheduler) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "scheduler/cluster_snapshot.h"
 #include "scheduler/request.h"
 #include "scheduler/scheduler.h"
 
@@ -39,8 +40,8 @@ class Metrics {
   void ObserveInterTokenLatency(double seconds);
   void CountGeneratedTokens(int32_t num_tokens);
   void ObserveChoice(const ChoiceTimes& times);
-  void ObserveStep(const StepObservation& step);  // scheduler thread, after each step
-  void SetWorkers(int32_t num_attention, int32_t num_expert);
+  void ObserveStep(const StepObservation& step);    // scheduler thread, after each step
+  void SetCluster(const ClusterSnapshot& cluster);  // the workers, when scraped
 
   // The Prometheus text format. `scheduler`: null before the model is loaded.
   std::string Serialize(const SchedulerStats* scheduler);

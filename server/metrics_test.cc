@@ -38,6 +38,28 @@ TEST(MetricsTest, EveryFamilyMoves) {
   options.max_model_len = 200;
   options.scheduler = {.max_num_seqs = 2, .max_queued_requests = 2};
   TestServer server(options);
+  // Workers of other processes, one of which died; that they move for real is test_cluster.py's.
+  server.server().SetCluster([] {
+    ClusterSnapshot cluster;
+    cluster.networked = true;
+    cluster.epoch = 3;
+    cluster.joins = 4;
+    cluster.failures = cluster.failovers = cluster.drains = cluster.refusals = 1;
+    for (const char* name :
+         {"data_wait_seconds", "dispatch_bytes", "combine_bytes", "plans", "plan_seconds",
+          "weight_transfers", "weight_transfer_bytes", "foreign_copies"}) {
+      cluster.counters[name] = 2;
+    }
+    cluster.balancedness = 0.75;
+    cluster.plan_gap = 0.125;
+    for (const char* role : {"attention", "expert"}) {
+      ClusterSnapshot::Worker& worker = cluster.workers.emplace_back();
+      worker.role = role;
+      worker.rank = 0;
+      worker.heartbeat_age_s = 0.125;
+    }
+    return cluster;
+  });
   std::set<std::string> all;
   std::set<std::string> moved;
   const auto scrape = [&] { Read(server.Send("GET", "/metrics").body, &all, &moved); };

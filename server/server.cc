@@ -57,6 +57,14 @@ uint16_t Server::http_port() const { return state_->http_port; }
 uint16_t Server::grpc_port() const { return state_->grpc_port; }
 void Server::SetLoading(int percent) { state_->front_end.SetLoading(percent); }
 
+void Server::SetWaitsFor(std::function<std::string()> waits_for) {
+  state_->front_end.SetWaitsFor(std::move(waits_for));
+}
+
+void Server::SetCluster(std::function<ClusterSnapshot()> cluster) {
+  state_->front_end.SetCluster(std::move(cluster));
+}
+
 void Server::SetEngine(Engine engine) {
   state_->front_end.SetEngine(std::move(engine));
   state_->grpc.UpdateHealth();

@@ -44,6 +44,8 @@ class Server {
   uint16_t grpc_port() const;
 
   void SetLoading(int percent);
+  void SetWaitsFor(std::function<std::string()> waits_for);   // instead of a percentage
+  void SetCluster(std::function<ClusterSnapshot()> cluster);  // before SetEngine
   void SetEngine(Engine engine);
   std::function<void(const StepObservation&)> step_observer();
 

@@ -178,6 +178,7 @@ PlannerOptions LocalCell::Parts::Planner(const CellOptions& options) const {
 void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   const PlannerOptions planner = parts->Planner(options);
   pool_ = std::move(parts->pool);
+  placement_ = parts->placement;
   communicators_ =
       MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
   const int64_t hidden = parts->model.config.hidden_size;

@@ -53,6 +53,7 @@ class LocalCell {
   const ModelInfo& model_info() const { return info_; }
   int num_attention_workers() const { return static_cast<int>(attention_.size()); }
   int num_expert_workers() const { return static_cast<int>(experts_.size()); }
+  const ExpertPlacement& placement() const { return *placement_; }
   // Rises while any step computes (a layer of an attention worker is one); any thread.
   uint64_t progress() const;
   // Any thread.
@@ -85,6 +86,7 @@ class LocalCell {
   std::vector<std::shared_ptr<WorkerCounters>> counters_;  // one per attention worker
   std::vector<std::shared_ptr<WorkerCounters>> expert_counters_;
   ModelInfo info_;
+  std::shared_ptr<const ExpertPlacement> placement_;
   std::function<void(StepResult)> on_result_;
   std::atomic<bool> failed_{false};  // any thread
   // Caller of Execute only: the newest step, and the attention workers that have its plan.

@@ -27,6 +27,7 @@ constexpr int kUsage = 2;
 int Fail(const absl::Status& status);
 
 Command AddServe(CLI::App* app);
+Command AddServer(CLI::App* app);
 Command AddGenerate(CLI::App* app);
 Command AddEval(CLI::App* app);
 Command AddInspect(CLI::App* app);

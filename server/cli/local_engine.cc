@@ -1,6 +1,7 @@
 #include "server/cli/local_engine.h"
 
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/cli/front_end_flags.h"
 
 namespace switchyard {
@@ -58,16 +60,41 @@ absl::StatusOr<std::unique_ptr<LocalEngine>> LoadLocalEngine(
   engine.model = loaded->cell->model_info();
   if (!names.served_model_name.empty()) engine.model.name = names.served_model_name;
   loaded->text.Bind(&engine);
-  engine.num_attention_workers = flags.cell.attention_workers;
-  engine.num_expert_workers = flags.cell.expert_workers;
   loaded->scheduler =
       std::make_unique<Scheduler>(flags.scheduler, engine.model, loaded->client.get());
   engine.scheduler = loaded->scheduler.get();
   spdlog::info("{}: {}, {}, {} attention and {} expert workers, {} KV blocks of {} tokens each",
                engine.model.name, engine.model.architecture, engine.model.numerics_id,
-               engine.num_attention_workers, engine.num_expert_workers, engine.model.num_kv_blocks,
+               flags.cell.attention_workers, flags.cell.expert_workers, engine.model.num_kv_blocks,
                engine.model.block_size);
   return loaded;
+}
+
+ClusterSnapshot LocalEngine::Snapshot() const {
+  ClusterSnapshot snapshot;
+  snapshot.epoch = 1;
+  snapshot.phase = "running";
+  const ModelInfo& model = cell->model_info();
+  const int attention = cell->num_attention_workers();
+  const ExpertPlacement& placement = cell->placement();
+  for (int rank = 0; rank < attention + placement.num_ranks(); ++rank) {
+    ClusterSnapshot::Worker& worker = snapshot.workers.emplace_back();
+    const bool is_expert = rank >= attention;
+    worker.id = static_cast<uint64_t>(rank) + 1;
+    worker.role = is_expert ? "expert" : "attention";
+    worker.name = absl::StrCat(worker.role, "-", is_expert ? rank - attention : rank);
+    worker.pid = getpid();
+    worker.address = "in-process";
+    worker.transport = "in-process";
+    worker.device = "cpu";
+    worker.threads = cell->pool()->num_threads();
+    worker.state = "serving";
+    worker.rank = rank;
+    worker.num_kv_blocks = is_expert ? 0 : model.num_kv_blocks;
+    for (int32_t l = 0; is_expert && l < placement.num_layers(); ++l)
+      worker.num_experts += static_cast<int32_t>(placement.ExpertsOf(l, rank - attention).size());
+  }
+  return snapshot;
 }
 
 void AddComputeFlags(CLI::App* app, CellOptions* cell, std::string* device) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "scheduler/cluster_snapshot.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/worker_client.h"
 #include "server/cli/model_text.h"
@@ -27,6 +28,9 @@ struct LocalEngineFlags {
 
 void AddLocalEngineFlags(CLI::App* app, LocalEngineFlags* flags);
 
+// How expert workers share the work: --balance, --expert-foreign-slots.
+void AddBalanceFlags(CLI::App* app, PlannerOptions* planner);
+
 // How a worker computes: threads, device, instruction path, dtype.
 void AddComputeFlags(CLI::App* app, CellOptions* cell, std::string* device);
 
@@ -37,6 +41,8 @@ struct LocalEngine {
   std::unique_ptr<WorkerClient> client;
   std::unique_ptr<Scheduler> scheduler;  // not started
   Engine engine;
+
+  ClusterSnapshot Snapshot() const;  // the workers; any thread
 };
 
 struct LocalEngineNames {

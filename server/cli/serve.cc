@@ -1,9 +1,15 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <random>
+#include <thread>
 
+#include "absl/strings/str_cat.h"
+#include "server/cli/child_workers.h"
+#include "server/cli/cluster_engine.h"
 #include "server/cli/command.h"
 #include "server/cli/front_end_flags.h"
 #include "server/cli/local_engine.h"
@@ -18,9 +24,50 @@ namespace {
 struct ServeFlags {
   LocalEngineFlags engine;
   FrontEndFlags front_end;
+  bool processes = false;
 };
 
+// The same cell as processes of their own: what `switchyard server` and `switchyard worker` make.
+int RunProcesses(const ServeFlags& flags) {
+  const CellOptions& cell = flags.engine.cell;
+  ClusterFlags cluster;
+  cluster.model = {.model_dir = cell.model_dir,
+                   .dtype = cell.dtype,
+                   .isa = cell.isa,
+                   .max_model_len = cell.max_model_len};
+  cluster.scheduler = flags.engine.scheduler;
+  cluster.front_end = flags.front_end;
+  cluster.cluster.control_port = 0;
+  cluster.cluster.min_expert_workers = cell.expert_workers;
+  cluster.planner = cell.planner;
+  std::random_device random;
+  for (int i = 0; i < 8; ++i) absl::StrAppend(&cluster.cluster.token, absl::Hex(random()));
+  const int workers = cell.attention_workers + cell.expert_workers;
+  const int cores =
+      cell.threads > 0 ? cell.threads : static_cast<int>(std::thread::hardware_concurrency());
+  ChildWorkersOptions children{.attention_workers = cell.attention_workers,
+                               .expert_workers = cell.expert_workers,
+                               .arguments = {},
+                               .token = cluster.cluster.token};
+  const auto add = [&](const char* flag, const auto& value) {
+    children.arguments.push_back(flag);
+    children.arguments.push_back(absl::StrCat(value));
+  };
+  add("--model", cell.model_dir);
+  add("--threads", std::max(1, cores / workers));
+  add("--dtype", cell.dtype);
+  add("--isa", cell.isa);
+  add("--max-model-len", cell.max_model_len);
+  add("--kv-cache-memory", cell.kv_cache_memory / cell.attention_workers);
+  add("--log-format", flags.front_end.log_format);
+  return RunCluster(cluster, [&](uint16_t control_port) {
+    add("--scheduler", absl::StrCat("127.0.0.1:", control_port));
+    return std::make_shared<ChildWorkers>(children);
+  });
+}
+
 int RunServe(ServeFlags flags) {
+  if (flags.processes) return RunProcesses(flags);
   const FrontEndFlags& front_end = flags.front_end;
   flags.engine.scheduler.max_queued_requests = front_end.max_queued_requests;
   ConfigureLog(front_end.log_format);
@@ -45,6 +92,7 @@ int RunServe(ServeFlags flags) {
   Scheduler& scheduler = *(*loaded)->scheduler;
   scheduler.SetStepObserver(server.step_observer());
   scheduler.Start();
+  server.SetCluster([engine = loaded->get()] { return engine->Snapshot(); });
   server.SetEngine((*loaded)->engine);
   std::printf("switchyard ready http=%s:%d grpc=%s:%d model=%s\n", options.http.host.c_str(),
               server.http_port(), options.http.host.c_str(), server.grpc_port(),
@@ -72,6 +120,9 @@ Command AddServe(CLI::App* parent) {
   auto flags = std::make_shared<ServeFlags>();
   AddLocalEngineFlags(app, &flags->engine);
   AddFrontEndFlags(app, &flags->front_end);
+  app->add_flag("--processes", flags->processes,
+                "workers are child processes, started again when they die, as `switchyard worker` "
+                "on other machines would be");
   return {app, [flags] { return RunServe(*flags); }};
 }
 

@@ -1,20 +1,20 @@
+#include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "kernels/mutex.h"
+#include "server/cli/cluster_engine.h"
 #include "server/cli/command.h"
 #include "server/cli/log.h"
 #include "server/progress_bar.h"
@@ -29,16 +29,9 @@ struct WorkerFlags {
   std::vector<std::string> roles;
   std::string token_file;
   int shutdown_timeout_s = 30;
+  bool exit_with_parent = false;
   std::string log_format = "text";
 };
-
-absl::StatusOr<std::string> ReadToken(const std::string& path) {
-  std::ifstream file(path);
-  std::string token;
-  if (!std::getline(file, token) || token.empty())
-    return absl::InvalidArgumentError(absl::StrCat("--cluster-token-file ", path, " has no token"));
-  return std::string(absl::StripSuffix(token, "\r"));
-}
 
 std::string HostName() {
   std::array<char, 256> name{};
@@ -93,6 +86,7 @@ absl::Status Follow(WorkerProcess* process, const ShutdownSignals& shutdown,
 int RunWorker(const WorkerFlags& flags) {
   ConfigureLog(flags.log_format);
   ShutdownSignals shutdown;  // before any other thread
+  if (flags.exit_with_parent) prctl(PR_SET_PDEATHSIG, SIGTERM);
   WorkerProcessOptions options = flags.process;
   for (const std::string& role : flags.roles) {
     options.roles.push_back(role == "attention" ? v1::WORKER_ROLE_ATTENTION
@@ -194,6 +188,8 @@ Command AddWorker(CLI::App* parent) {
                   "seconds that the server gets after SIGTERM to let this worker go")
       ->capture_default_str()
       ->check(CLI::Range(0, 86400));
+  app->add_flag("--exit-with-parent", flags->exit_with_parent,
+                "leave as on SIGTERM when the process that started this one ends");
   AddLogFormatFlag(app, &flags->log_format);
   return {app, [flags] { return RunWorker(*flags); }};
 }

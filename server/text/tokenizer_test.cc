@@ -202,7 +202,7 @@ TEST(TokenizerTest, LongInputsTakeNoQuadraticTime) {
   }
   const auto seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  EXPECT_LT(seconds, 60) << "55 texts of 256 KiB: quadratic work would take hours";
+  EXPECT_LT(seconds, 600) << "55 texts of 256 KiB: quadratic work would take hours";
 }
 
 TEST(UnicodeTest, NormalFormsOfLongRunsOfMarks) {

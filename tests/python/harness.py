@@ -24,7 +24,7 @@ DEMO = REPO / "models" / "demo"
 LOGS = REPO / "build" / "test-logs"
 # Sanitizer builds are slower; ctest has its own limit beyond these.
 PATIENCE_S = 120.0
-READY = re.compile(r"^switchyard ready http=127\.0\.0\.1:(\d+) grpc=127\.0\.0\.1:(\d+)(?: |$)")
+READY = re.compile(r"^switchyard ready http=[\d.]+:(\d+) grpc=[\d.]+:(\d+)(?: |$)")
 
 
 def binary() -> str:
@@ -75,46 +75,52 @@ class Response:
         return error
 
 
-class Server:
-    """`switchyard serve` on free ports of 127.0.0.1."""
+class Process:
+    """One switchyard process: known by lines on its stdout, ended by its id; its log is kept."""
 
-    def __init__(self, model, *args, name: str = "server", wait_ready: bool = True):
+    def __init__(self, *args, name: str, env: dict | None = None, netns: str | None = None):
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log_path = LOGS / f"{name}.log"
-        self.command = [binary(), "serve", "--model", str(model), "--host", "127.0.0.1"]
-        self.command += ["--port", "0", "--grpc-port", "0", *map(str, args)]
-        self.port = self.grpc_port = None
+        self.command = ["ip", "netns", "exec", netns] if netns else []
+        self.command += [binary(), *map(str, args)]
         self._stdout: queue.Queue = queue.Queue()
         with open(self.log_path, "wb") as log:
             log.write((" ".join(self.command) + "\n").encode())
             log.flush()
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **(env or {})},
             )
         self._reader = threading.Thread(target=self._read_stdout, daemon=True)
         self._reader.start()
-        if wait_ready:
-            self.wait_ready()
 
     def _read_stdout(self):
         for line in self.process.stdout:
             self._stdout.put(line.rstrip("\n"))
         self._stdout.put(None)
 
-    def wait_ready(self, timeout_s: float = PATIENCE_S):
+    def wait_line(self, pattern: re.Pattern, timeout_s: float = PATIENCE_S) -> re.Match:
+        """The match of the next line of stdout that begins as `pattern` says."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 line = self._stdout.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 self.kill()
-                raise AssertionError(f"no ready line in {timeout_s:g} s; log:\n{self.log_tail()}") from None
+                raise AssertionError(
+                    f"no line like {pattern.pattern} in {timeout_s:g} s; log:\n{self.log_tail()}"
+                ) from None
             if line is None:
                 code = self.process.wait(PATIENCE_S)
-                raise AssertionError(f"exit code {code} before the ready line; log:\n{self.log_tail()}")
-            if match := READY.match(line):
-                self.port, self.grpc_port = int(match[1]), int(match[2])
-                return
+                raise AssertionError(
+                    f"exit code {code} before a line like {pattern.pattern}; log:\n{self.log_tail()}"
+                )
+            if match := pattern.match(line):
+                return match
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -157,18 +163,47 @@ class Server:
         code = self.stop()
         assert code == 0, f"exit code {code} after SIGTERM; log:\n{self.log_tail()}"
 
+
+class Server(Process):
+    """`switchyard serve` (or another subcommand with its front end) on free ports of 127.0.0.1."""
+
+    def __init__(
+        self,
+        model,
+        *args,
+        name: str = "server",
+        wait_ready: bool = True,
+        subcommand: str = "serve",
+        host: str = "127.0.0.1",
+        **process,
+    ):
+        self.port = self.grpc_port = None
+        self.host = host
+        super().__init__(
+            *(subcommand, "--model", model, "--host", host, "--port", 0, "--grpc-port", 0),
+            *args,
+            name=name,
+            **process,
+        )
+        if wait_ready:
+            self.wait_ready()
+
+    def wait_ready(self, timeout_s: float = PATIENCE_S):
+        match = self.wait_line(READY, timeout_s)
+        self.port, self.grpc_port = int(match[1]), int(match[2])
+
     # HTTP
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def grpc_address(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
 
     def connect(self, timeout_s: float = PATIENCE_S) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
 
     def request(self, method: str, path: str, body=None, headers: dict | None = None) -> Response:
         """`body`: bytes as they are, anything else as JSON."""

@@ -12,6 +12,7 @@ GAUGES = {
     "switchyard_requests_waiting",
     "switchyard_kv_cache_usage_ratio",
     "switchyard_workers",
+    "switchyard_expert_placement_epoch",
 }
 COUNTERS = {
     "switchyard_engine_iterations_total",

@@ -1,0 +1,687 @@
+#include "scheduler/cluster.h"
+
+#include <grpcpp/grpcpp.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/mutex.h"
+#include "proto/step_wire.h"
+#include "scheduler/cluster_credentials.h"
+#include "scheduler/control_session.h"
+#include "spdlog/spdlog.h"
+
+namespace switchyard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using SessionPtr = std::shared_ptr<ControlSession>;
+
+constexpr uint32_t kProtocolVersion = 1;
+constexpr auto kTick = std::chrono::milliseconds(100);
+constexpr int kMissedHeartbeats = 8;
+constexpr int kMaxMessageBytes = 256 << 20;  // a result with all logprobs of a long prompt
+constexpr int32_t kMaxKvBlocks = 1 << 26;    // of one worker
+constexpr int64_t kMaxCostNs = 10'000'000'000;
+constexpr size_t kMaxQuarantine = 1024;
+constexpr auto kQuarantine = std::chrono::seconds(20);
+constexpr size_t kMaxCounters = 64;  // of one worker
+constexpr auto kRateWindow = std::chrono::seconds(1);
+
+std::string RandomBytes(size_t count) {
+  std::string bytes(count, '\0');
+  SY_CHECK_EQ(getrandom(bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+  return bytes;
+}
+
+MembershipOptions ToMembershipOptions(const ClusterOptions& options) {
+  return {.num_moe_layers = options.model.num_moe_layers,
+          .num_experts = options.model.num_experts,
+          .min_expert_workers = options.min_expert_workers,
+          .survive_expert_failures = options.survive_expert_failures,
+          .replica_slots = options.replica_slots,
+          .heartbeat_timeout = kMissedHeartbeats * options.heartbeat,
+          .stall_timeout = options.stall_timeout,
+          .no_home_timeout = options.no_home_timeout,
+          .draw_secret = [] { return RandomBytes(32); }};
+}
+
+// One set of constants for a whole epoch: the (lower) median of each over its expert workers.
+v1::PlanCosts MedianCosts(const std::vector<v1::PlanCosts>& measured) {
+  v1::PlanCosts median;
+  const auto set = [&](auto get, auto set_median) {
+    std::vector<int64_t> values;
+    for (const v1::PlanCosts& costs : measured)
+      values.push_back(std::clamp<int64_t>((costs.*get)(), 0, kMaxCostNs));
+    std::sort(values.begin(), values.end());
+    if (!values.empty()) (median.*set_median)(values[(values.size() - 1) / 2]);
+  };
+  set(&v1::PlanCosts::read_expert_ns, &v1::PlanCosts::set_read_expert_ns);
+  set(&v1::PlanCosts::compute_1k_rows_ns, &v1::PlanCosts::set_compute_1k_rows_ns);
+  set(&v1::PlanCosts::move_expert_ns, &v1::PlanCosts::set_move_expert_ns);
+  set(&v1::PlanCosts::plan_fixed_ns, &v1::PlanCosts::set_plan_fixed_ns);
+  return median;
+}
+
+// The members of the newest epoch, for Execute. Immutable.
+struct Route {
+  uint64_t epoch = 0;
+  std::vector<SessionPtr> members;  // by rank; null: gone
+  int32_t num_attention = 0;
+};
+
+}  // namespace
+
+struct Cluster::State final : public v1::Control::CallbackService {
+  explicit State(const ClusterOptions& options)
+      : options(options),
+        incarnation(static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch() /
+                                          std::chrono::nanoseconds(1))),
+        membership(ToMembershipOptions(options)),
+        loads(static_cast<size_t>(options.model.num_moe_layers) *
+              static_cast<size_t>(options.model.num_experts)) {}
+
+  grpc::ServerBidiReactor<v1::WorkerMessage, v1::SchedulerMessage>* Session(
+      grpc::CallbackServerContext* context) override;
+
+  // ---- gRPC threads ----
+  void OnMessage(const SessionPtr& session, v1::WorkerMessage message);
+  void OnResult(const SessionPtr& session, const v1::StepResult& wire);
+  void Post(std::function<void()> task);
+
+  // ---- the cluster's thread ----
+  void Run();
+  void Handle(const SessionPtr& session, const v1::WorkerMessage& message);
+  void Register(const SessionPtr& session, const v1::Register& facts);
+  std::string Refusal(const v1::Register& facts) const;  // empty: welcome
+  void End(const SessionPtr& session);
+  void Forget(WorkerId worker);
+  bool CarryOut();  // false: there was nothing to do
+  void Do(AssignAction& action);
+  void Do(InstallAction& action);
+  void Do(AbortAction& action);
+  void Do(GoodbyeAction& action);
+  void Do(FenceAction& action);
+  void Do(WorkerEvent& event);
+  void SendTo(WorkerId worker, v1::SchedulerMessage message);
+  void CountStats(WorkerId worker, const v1::MoeStats& stats);
+  void RebalanceIfDue(Clock::time_point now);
+  void Publish();
+
+  // Constant after Create.
+  const ClusterOptions options;
+  const uint64_t incarnation;
+  uint16_t port = 0;
+  std::unique_ptr<grpc::Server> server;
+  std::thread thread;
+
+  std::atomic<uint64_t> progress{0};
+
+  // The cluster's thread only.
+  Membership membership;
+  std::map<WorkerId, SessionPtr> sessions;  // registered
+  std::map<ControlSession*, WorkerId> ids;
+  std::map<WorkerId, uint64_t> incarnations;
+  std::map<uint64_t, Clock::time_point> quarantine;  // by incarnation, until when
+  std::map<WorkerId, std::string> numerics;          // of those registered
+  std::map<WorkerId, v1::PlanCosts> costs;           // as expert workers measured them
+  std::map<WorkerId, uint64_t> worker_progress;
+  struct Rate {
+    uint64_t rows = 0;
+    Clock::time_point since;
+    double rows_per_s = 0;
+  };
+  std::map<WorkerId, Rate> rates;
+  std::shared_ptr<Route> next_route;  // while Install messages go out
+  v1::PlanCosts next_costs;           // of that epoch
+  // [num_moe_layers, num_experts] copies lately, halved every interval.
+  std::vector<int64_t> loads;
+  Clock::time_point next_rebalance;
+  std::map<std::string, double> departed;  // counters of the workers that are gone
+  std::map<WorkerId, std::map<std::string, double>> counters;  // as last reported
+  double balancedness = -1, plan_gap = -1;                     // of the last report with plans
+  uint64_t refusals = 0;
+
+  mutable Mutex mu;
+  CondVar changed;
+  std::deque<std::function<void()>> tasks SY_GUARDED_BY(mu);  // at most a few per session
+  bool stopping SY_GUARDED_BY(mu) = false;
+  std::function<void(WorkerEvent)> on_event SY_GUARDED_BY(mu);
+  std::vector<WorkerEvent> early_events SY_GUARDED_BY(mu);  // before on_event was set
+  std::function<void()> on_ready SY_GUARDED_BY(mu);
+  bool was_ready SY_GUARDED_BY(mu) = false;
+  std::shared_ptr<const Route> route SY_GUARDED_BY(mu);
+  uint64_t last_step SY_GUARDED_BY(mu) = 0;  // whose header the expert workers have
+  ClusterSnapshot snapshot SY_GUARDED_BY(mu);
+};
+
+// ---- gRPC threads ----
+
+grpc::ServerBidiReactor<v1::WorkerMessage, v1::SchedulerMessage>* Cluster::State::Session(
+    grpc::CallbackServerContext* context) {
+  const absl::Status allowed = CheckClusterToken(*context, options.token);
+  if (!allowed.ok()) {
+    spdlog::warn("a worker at {} was refused: {}", context->peer(), std::string(allowed.message()));
+    Post([this] { ++refusals; });
+    return ControlSession::Refuse(
+        context, grpc::Status(grpc::StatusCode::UNAUTHENTICATED, std::string(allowed.message())));
+  }
+  return ControlSession::Start(
+      context, {.on_message = [this](const SessionPtr& s,
+                                     v1::WorkerMessage m) { OnMessage(s, std::move(m)); },
+                .on_end = [this](const SessionPtr& s) { Post([this, s] { End(s); }); }});
+}
+
+void Cluster::State::OnMessage(const SessionPtr& session, v1::WorkerMessage message) {
+  if (message.has_step_done()) {  // the scheduler waits for it
+    OnResult(session, message.step_done().result());
+    session->Next();
+    return;
+  }
+  Post([this, session, message = std::move(message)] {
+    Handle(session, message);
+    session->Next();
+  });
+}
+
+void Cluster::State::OnResult(const SessionPtr& session, const v1::StepResult& wire) {
+  std::function<void(WorkerEvent)> sink;
+  int32_t rank = 0;
+  {
+    MutexLock lock(mu);
+    if (route == nullptr || wire.epoch() != route->epoch) return;
+    while (rank < route->num_attention && route->members[static_cast<size_t>(rank)] != session)
+      ++rank;
+    if (rank == route->num_attention) return;  // not a member
+    sink = on_event;
+  }
+  if (sink == nullptr) return;
+  StepResult result = FromWire(wire);
+  result.worker = rank;
+  result.fatal = false;  // one worker cannot speak for the cell
+  progress.fetch_add(1);
+  sink(std::move(result));
+}
+
+void Cluster::State::Post(std::function<void()> task) {
+  MutexLock lock(mu);
+  if (stopping) return;
+  tasks.push_back(std::move(task));
+  changed.NotifyOne();
+}
+
+// ---- the cluster's thread ----
+
+void Cluster::State::Run() {
+  Clock::time_point next_tick = Clock::now();
+  for (;;) {
+    std::deque<std::function<void()>> taken;
+    {
+      MutexLock lock(mu);
+      while (tasks.empty() && !stopping) {
+        if (!changed.WaitUntil(mu, next_tick)) break;
+      }
+      if (stopping) return;
+      taken.swap(tasks);
+    }
+    bool changes = false;
+    for (const std::function<void()>& task : taken) {
+      task();
+      changes = CarryOut() || changes;
+    }
+    if (Clock::now() >= next_tick) {
+      membership.Tick(Clock::now());
+      RebalanceIfDue(Clock::now());
+      CarryOut();
+      changes = true;
+      next_tick = Clock::now() + kTick;
+    }
+    if (changes) Publish();
+  }
+}
+
+void Cluster::State::Handle(const SessionPtr& session, const v1::WorkerMessage& message) {
+  if (message.has_register_()) {
+    Register(session, message.register_());
+    return;
+  }
+  const auto found = ids.find(session.get());
+  if (found == ids.end()) return;  // refused, or declared dead
+  const WorkerId id = found->second;
+  const Clock::time_point now = Clock::now();
+  switch (message.message_case()) {
+    case v1::WorkerMessage::kHeartbeat: {
+      const v1::Heartbeat& beat = message.heartbeat();
+      if (std::exchange(worker_progress[id], beat.progress()) != beat.progress())
+        progress.fetch_add(1);
+      membership.Heartbeat(id, beat.progress(), beat.busy(), beat.rows(), now);
+      break;
+    }
+    case v1::WorkerMessage::kLoaded:
+      membership.Loaded(id, message.loaded().assignment(), now);
+      break;
+    case v1::WorkerMessage::kInstalled:
+      membership.Installed(id, message.installed().epoch(), now);
+      break;
+    case v1::WorkerMessage::kQuiesced:
+      membership.Quiesced(id, message.quiesced().epoch(), now);
+      break;
+    case v1::WorkerMessage::kEpochFailed:
+      membership.Failed(id, message.epoch_failed().epoch(), message.epoch_failed().error(),
+                        message.epoch_failed().suspect_rank(), now);
+      break;
+    case v1::WorkerMessage::kDrain:
+      membership.Drain(id, now);
+      break;
+    case v1::WorkerMessage::kMoeStats:
+      if (message.moe_stats().expert_copies_size() == 0) {  // an attention worker
+        CountStats(id, message.moe_stats());
+        break;
+      }
+      if (static_cast<size_t>(message.moe_stats().expert_copies_size()) != loads.size()) break;
+      CountStats(id, message.moe_stats());
+      for (size_t i = 0; i < loads.size(); ++i) {
+        loads[i] += static_cast<int64_t>(std::min<uint64_t>(
+            message.moe_stats().expert_copies(static_cast<int>(i)), uint64_t{1} << 40));
+      }
+      break;
+    default:
+      break;  // of a newer worker: the protocol version would differ if it mattered
+  }
+}
+
+std::string Cluster::State::Refusal(const v1::Register& facts) const {
+  if (facts.protocol_version() != kProtocolVersion) {
+    return absl::StrCat("the worker speaks protocol ", facts.protocol_version(), ", the scheduler ",
+                        kProtocolVersion);
+  }
+  if (facts.version() != SWITCHYARD_VERSION) {
+    return absl::StrCat("the worker is version ", facts.version(), ", the scheduler ",
+                        SWITCHYARD_VERSION);
+  }
+  if (facts.role() != v1::WORKER_ROLE_ATTENTION && facts.role() != v1::WORKER_ROLE_EXPERT)
+    return absl::StrCat("the worker names no role (", static_cast<int>(facts.role()), ")");
+  if (facts.model_hash() != options.model_hash) {
+    return absl::StrCat("the worker has another model: its hash is ",
+                        absl::Hex(facts.model_hash(), absl::kZeroPad16), ", that of ",
+                        options.model.name, " here is ",
+                        absl::Hex(options.model_hash, absl::kZeroPad16));
+  }
+  if (facts.data_address().empty()) return "the worker has no data address";
+  if (facts.role() == v1::WORKER_ROLE_ATTENTION) {
+    if (facts.num_kv_blocks() <= 0 || facts.num_kv_blocks() > kMaxKvBlocks) {
+      return absl::StrCat("the worker has ", facts.num_kv_blocks(), " KV blocks, not from 1 to ",
+                          kMaxKvBlocks);
+    }
+    if (facts.max_model_len() < options.model.max_model_len) {
+      return absl::StrCat("the worker serves ", facts.max_model_len(),
+                          " positions, the scheduler asks for ", options.model.max_model_len);
+    }
+    const int64_t positions = int64_t{facts.num_kv_blocks()} * options.model.block_size;
+    if (positions < options.model.max_model_len) {
+      return absl::StrCat("the worker's ", facts.num_kv_blocks(), " KV blocks hold ", positions,
+                          " positions, a sequence may need ", options.model.max_model_len);
+    }
+  }
+  // One pool, one way to compute: those who are here decide.
+  for (const auto& [id, numerics_id] : numerics) {
+    if (numerics_id != facts.numerics_id()) {
+      return absl::StrCat("the worker computes as ", facts.numerics_id(), ", worker ", id,
+                          " of this cell as ", numerics_id,
+                          "; --isa and --dtype choose a common way");
+    }
+  }
+  return "";
+}
+
+void Cluster::State::Register(const SessionPtr& session, const v1::Register& facts) {
+  std::string refusal = Refusal(facts);
+  if (ids.count(session.get()) > 0) refusal = "the worker has registered already";
+  const auto fenced = quarantine.find(facts.incarnation());
+  if (refusal.empty() && fenced != quarantine.end() && Clock::now() < fenced->second) {
+    // It tries again: this is no refusal for good.
+    session->Close(grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                                "its peers could not reach it; it may register again in a while"),
+                   /*abandon=*/false);
+    return;
+  }
+  if (!refusal.empty()) {
+    ++refusals;
+    spdlog::warn("worker {} at {} was refused: {}", facts.name(), session->peer(), refusal);
+    session->Close(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, refusal),
+                   /*abandon=*/false);
+    return;
+  }
+  const bool attention = facts.role() == v1::WORKER_ROLE_ATTENTION;
+  const WorkerId id =
+      membership.Join({.role = attention ? WorkerRole::kAttention : WorkerRole::kExpert,
+                       .name = facts.name(),
+                       .pid = facts.pid(),
+                       .peer = session->peer(),
+                       .data_address = facts.data_address(),
+                       .data_transport = facts.data_transport(),
+                       .device = facts.device(),
+                       .threads = facts.threads(),
+                       .memory_bytes = facts.memory_bytes(),
+                       .num_kv_blocks = facts.num_kv_blocks(),
+                       .home_slots = facts.home_slots()},
+                      Clock::now());
+  sessions[id] = session;
+  incarnations[id] = facts.incarnation();
+  ids[session.get()] = id;
+  numerics[id] = facts.numerics_id();
+  if (!attention) costs[id] = facts.costs();
+  v1::SchedulerMessage message;
+  v1::Welcome* welcome = message.mutable_welcome();
+  welcome->set_worker(id);
+  welcome->set_scheduler_incarnation(incarnation);
+  welcome->set_heartbeat_ms(static_cast<int32_t>(options.heartbeat.count()));
+  welcome->set_max_num_batched_tokens(options.max_num_batched_tokens);
+  welcome->set_foreign_slots(options.foreign_slots);
+  session->Send(std::move(message));  // before what Join decided: CarryOut comes later
+}
+
+void Cluster::State::End(const SessionPtr& session) {
+  const auto found = ids.find(session.get());
+  if (found == ids.end()) return;
+  const WorkerId id = found->second;
+  Forget(id);
+  membership.Lost(id, "its control connection broke", Clock::now());
+}
+
+void Cluster::State::CountStats(WorkerId worker, const v1::MoeStats& stats) {
+  std::map<std::string, double>& now = counters[worker];
+  const std::map<std::string, double> before = now;
+  for (const v1::Counter& counter : stats.counters()) {
+    if (now.size() < kMaxCounters || now.count(counter.name()) > 0)
+      now[counter.name()] = counter.value();
+  }
+  const auto rise = [&](const char* name) {
+    const auto last = before.find(name);
+    return now[name] - (last == before.end() ? 0 : last->second);
+  };
+  if (stats.expert_copies_size() == 0) return;
+  // Every rank makes the same plans: any report speaks for all.
+  const double plans = rise("plans");
+  if (plans <= 0) return;
+  balancedness = rise("balancedness_sum") / plans;
+  plan_gap = rise("plan_gap_sum") / plans;
+}
+
+void Cluster::State::RebalanceIfDue(Clock::time_point now) {
+  if (options.placement_interval.count() == 0 || now < next_rebalance) return;
+  const bool first = next_rebalance == Clock::time_point();
+  next_rebalance = now + options.placement_interval;
+  if (first) return;
+  membership.Rebalance(loads, now);
+  for (int64_t& load : loads) load /= 2;
+}
+
+void Cluster::State::Forget(WorkerId worker) {
+  const auto found = sessions.find(worker);
+  if (found != sessions.end()) ids.erase(found->second.get());
+  sessions.erase(worker);
+  numerics.erase(worker);
+  costs.erase(worker);
+  incarnations.erase(worker);
+  for (const auto& [name, value] : counters[worker]) {
+    if (departed.size() < kMaxCounters || departed.count(name) > 0) departed[name] += value;
+  }
+  counters.erase(worker);
+  worker_progress.erase(worker);
+  rates.erase(worker);
+}
+
+bool Cluster::State::CarryOut() {
+  std::vector<MembershipAction> actions = membership.TakeActions();
+  for (MembershipAction& action : actions) std::visit([this](auto& a) { Do(a); }, action);
+  return !actions.empty();
+}
+
+void Cluster::State::SendTo(WorkerId worker, v1::SchedulerMessage message) {
+  const auto found = sessions.find(worker);
+  if (found != sessions.end()) found->second->Send(std::move(message));
+}
+
+void Cluster::State::Do(AssignAction& action) {
+  v1::SchedulerMessage message;
+  v1::Assign* assign = message.mutable_assign();
+  assign->set_assignment(action.assignment);
+  for (const std::set<int32_t>& experts : action.experts)
+    assign->add_layers()->mutable_experts()->Add(experts.begin(), experts.end());
+  SendTo(action.worker, std::move(message));
+}
+
+void Cluster::State::Do(InstallAction& action) {
+  const EpochSpec& spec = *action.spec;
+  if (next_route == nullptr || next_route->epoch != spec.epoch) {
+    next_route = std::make_shared<Route>();
+    next_route->epoch = spec.epoch;
+    next_route->num_attention = spec.num_attention;
+    std::vector<v1::PlanCosts> measured;
+    for (WorkerId member : spec.members) {
+      const auto found = sessions.find(member);
+      next_route->members.push_back(found == sessions.end() ? nullptr : found->second);
+      if (const auto known = costs.find(member); known != costs.end())
+        measured.push_back(known->second);
+    }
+    next_costs = MedianCosts(measured);
+  }
+  v1::SchedulerMessage message;
+  v1::Install* install = message.mutable_install();
+  install->set_epoch(spec.epoch);
+  install->set_rank(action.rank);
+  install->set_num_attention(spec.num_attention);
+  for (size_t r = 0; r < spec.members.size(); ++r) {
+    v1::Member* member = install->add_members();
+    member->set_worker(spec.members[r]);
+    member->set_data_address(spec.data_addresses[r]);
+  }
+  for (int32_t l = 0; l < spec.placement->num_layers(); ++l) {
+    for (int32_t e = 0; e < spec.placement->num_experts(); ++e) {
+      const std::span<const int32_t> hosts = spec.placement->Hosts(l, e);
+      install->add_hosts()->mutable_ranks()->Add(hosts.begin(), hosts.end());
+    }
+  }
+  install->set_secret(spec.secret);
+  install->set_balance(options.balance);
+  *install->mutable_costs() = next_costs;
+  SendTo(action.worker, std::move(message));
+}
+
+void Cluster::State::Do(AbortAction& action) {
+  v1::SchedulerMessage message;
+  message.mutable_abort()->set_epoch(action.epoch);
+  SendTo(action.worker, std::move(message));
+}
+
+void Cluster::State::Do(GoodbyeAction& action) {
+  const auto found = sessions.find(action.worker);
+  if (found == sessions.end()) return;
+  v1::SchedulerMessage message;
+  message.mutable_goodbye();
+  found->second->Send(std::move(message));
+  found->second->Close(grpc::Status::OK, /*abandon=*/false);
+  Forget(action.worker);
+}
+
+void Cluster::State::Do(FenceAction& action) {
+  const auto found = sessions.find(action.worker);
+  if (found == sessions.end()) return;
+  if (action.unreachable) {
+    if (quarantine.size() >= kMaxQuarantine) quarantine.clear();
+    quarantine[incarnations[action.worker]] = Clock::now() + kQuarantine;
+  }
+  found->second->Close(grpc::Status(grpc::StatusCode::ABORTED, action.reason), /*abandon=*/true);
+  Forget(action.worker);
+}
+
+void Cluster::State::Do(WorkerEvent& event) {
+  const bool view = std::holds_alternative<EpochView>(event);
+  std::function<void(WorkerEvent)> sink;
+  std::function<void()> ready;
+  {
+    MutexLock lock(mu);
+    if (view) {
+      route = next_route;
+      last_step = 0;
+      if (!std::exchange(was_ready, true)) ready = on_ready;
+    }
+    if (on_event == nullptr) early_events.push_back(event);  // SetEventCallback delivers them
+    sink = on_event;
+  }
+  if (ready != nullptr) ready();
+  if (sink != nullptr) sink(std::move(event));
+}
+
+void Cluster::State::Publish() {
+  const Clock::time_point now = Clock::now();
+  const Membership::Counters& totals = membership.counters();
+  ClusterSnapshot next;
+  next.networked = true;
+  next.epoch = membership.epoch();
+  next.phase = CellPhaseName(membership.phase());
+  next.waits_for = membership.WaitsFor();
+  next.joins = totals.joins;
+  next.failures = totals.failures;
+  next.drains = totals.drains;
+  next.failovers = totals.failovers;
+  next.rebalances = totals.rebalances;
+  next.refusals = refusals;
+  next.counters = departed;
+  for (const auto& [worker, reported] : counters) {
+    for (const auto& [name, value] : reported) next.counters[name] += value;
+  }
+  next.balancedness = balancedness;
+  next.plan_gap = plan_gap;
+  for (const Membership::WorkerView& view : membership.Workers()) {
+    Rate& rate = rates[view.id];
+    if (now - rate.since >= kRateWindow) {
+      const double seconds = std::chrono::duration<double>(now - rate.since).count();
+      rate.rows_per_s = static_cast<double>(view.rows - rate.rows) / seconds;
+      rate.rows = view.rows;
+      rate.since = now;
+    }
+    next.workers.push_back(
+        {.id = view.id,
+         .role = view.facts.role == WorkerRole::kAttention ? "attention" : "expert",
+         .name = view.facts.name,
+         .pid = view.facts.pid,
+         .address = view.facts.peer,
+         .transport = view.facts.data_transport,
+         .device = view.facts.device,
+         .threads = view.facts.threads,
+         .memory_bytes = view.facts.memory_bytes,
+         .state = WorkerStateName(view.state),
+         .rank = view.rank,
+         .num_experts = view.num_experts,
+         .num_kv_blocks = view.facts.num_kv_blocks,
+         .rows = view.rows,
+         .rows_per_s = rate.rows_per_s,
+         .heartbeat_age_s = std::chrono::duration<double>(now - view.last_heartbeat).count()});
+  }
+  MutexLock lock(mu);
+  snapshot = std::move(next);
+}
+
+// ---- the public side ----
+
+Cluster::Cluster(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Create(const ClusterOptions& options) {
+  const auto credentials = MakeServerCredentials(
+      {options.host, options.token, options.certificate, options.private_key, options.ca});
+  if (!credentials.ok()) return credentials.status();
+  auto state = std::make_unique<State>(options);
+  grpc::ServerBuilder builder;
+  const std::string address = absl::StrCat(options.host, ":", options.control_port);
+  int bound = 0;
+  builder.AddListeningPort(address, *credentials, &bound);
+  builder.RegisterService(state.get());
+  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 2000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 2000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500);
+  state->server = builder.BuildAndStart();
+  if (state->server == nullptr || bound == 0)
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address, " for workers"));
+  state->port = static_cast<uint16_t>(bound);
+  state->Publish();
+  state->thread = std::thread([s = state.get()] { s->Run(); });
+  return std::unique_ptr<Cluster>(new Cluster(std::move(state)));
+}
+
+Cluster::~Cluster() {
+  {
+    MutexLock lock(state_->mu);
+    state_->stopping = true;
+    state_->tasks.clear();
+    state_->on_event = nullptr;
+    state_->changed.NotifyAll();
+  }
+  state_->thread.join();
+  // A worker takes a broken connection for the server's end and waits for the next one.
+  state_->server->Shutdown(std::chrono::system_clock::now());
+  state_->server->Wait();
+}
+
+uint16_t Cluster::control_port() const { return state_->port; }
+
+ClusterSnapshot Cluster::Snapshot() const {
+  MutexLock lock(state_->mu);
+  return state_->snapshot;
+}
+
+void Cluster::SetReadyCallback(std::function<void()> on_ready) {
+  MutexLock lock(state_->mu);
+  if (state_->was_ready && on_ready != nullptr) on_ready();
+  state_->on_ready = std::move(on_ready);
+}
+
+uint64_t Cluster::progress() const { return state_->progress.load(); }
+
+void Cluster::SetEventCallback(std::function<void(WorkerEvent)> on_event) {
+  MutexLock lock(state_->mu);  // so that no later event overtakes the early ones
+  for (WorkerEvent& event : std::exchange(state_->early_events, {})) on_event(std::move(event));
+  state_->on_event = std::move(on_event);
+}
+
+void Cluster::Execute(int32_t attention_rank, StepPlan plan) {
+  std::shared_ptr<const Route> route;
+  bool first = false;
+  {
+    MutexLock lock(state_->mu);
+    route = state_->route;
+    // The epoch may have ended since the plan was made: the scheduler is about to hear of it.
+    if (route == nullptr || plan.header.epoch != route->epoch) return;
+    first = std::exchange(state_->last_step, plan.header.step) != plan.header.step;
+  }
+  if (first) {
+    v1::SchedulerMessage message;
+    ToWire(plan.header, message.mutable_step()->mutable_plan()->mutable_header());
+    for (size_t r = static_cast<size_t>(route->num_attention); r < route->members.size(); ++r) {
+      if (route->members[r] != nullptr) route->members[r]->Send(message);
+    }
+  }
+  SY_CHECK(attention_rank >= 0 && attention_rank < route->num_attention);
+  const SessionPtr& session = route->members[static_cast<size_t>(attention_rank)];
+  if (session == nullptr) return;
+  v1::SchedulerMessage message;
+  ToWire(plan, message.mutable_step()->mutable_plan());
+  session->Send(std::move(message));
+}
+
+void Cluster::Paused(uint64_t epoch) {
+  state_->Post([state = state_.get(), epoch] { state->membership.Paused(epoch, Clock::now()); });
+}
+
+}  // namespace switchyard
