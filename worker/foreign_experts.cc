@@ -33,6 +33,13 @@ ForeignExperts::ForeignExperts(const ForeignExpertsShape& shape,
       layer.push_back(backend->MakeMlp(shape.width, shape.hidden, shape.dtype));
     }
   }
+  if (shape.slots == 0) return;
+  // Every expert fits every slot, and fills it.
+  for (const auto& layer : homes_->experts) {
+    for (const auto& home : layer) {
+      SY_CHECK(home == nullptr || home->width == shape.width);
+    }
+  }
 }
 
 absl::StatusOr<bool> ForeignExperts::Start(const ExchangeKey& key, const DispatchPlan& plan) {
@@ -89,7 +96,6 @@ absl::Status ForeignExperts::Finish() {
         CheckWeightsHeader(parts[0].buffer.first(parts[0].received), *key_, *plan_, move);
     if (!status.ok()) return failed(std::string(status.message()));
     for (size_t part = 1; part < kPartsPerMove; ++part) {
-      // All experts of a layer have one width.
       if (parts[part].received != parts[part].buffer.size()) {
         return failed(absl::StrCat("expert ", move.expert, " has ", parts[part].received,
                                    " bytes, expected ", parts[part].buffer.size()));

@@ -22,7 +22,7 @@ struct ForeignExpertsShape {
   CellRanks ranks;
   int32_t num_moe_layers = 0;
   int32_t slots = 0;  // per layer, at most kMaxForeignSlots
-  int64_t width = 0;  // of the widest expert
+  int64_t width = 0;  // of every expert: a model has one for all of them
   int64_t hidden = 0;
   DType dtype = DType::kF32;
 };

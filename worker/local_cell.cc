@@ -126,7 +126,8 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
                    .kv_bytes = 0,
                    .ranks = parts->ranks,
                    .max_rows = options.max_num_batched_tokens,
-                   .threads = parts->pool->num_threads()};
+                   .threads = parts->pool->num_threads(),
+                   .eager_bytes = 0};  // no data plane
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     use.expert_weights_bytes +=
         ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e) +

@@ -37,7 +37,10 @@ absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& us
   const ScratchBytes expert = backend.MaxScratch(ExpertWorker::MaxCalls(
       shape, model.dtype, model.config.hidden_size, model.config.moe.expert_width));
   const int64_t num_threads = use.threads + use.attention_workers + use.expert_workers;
+  const int64_t num_ranks = use.attention_workers + use.expert_workers;
+  const int64_t num_peers = int64_t{use.ranks.num_attention} + use.ranks.num_experts - 1;
   const int64_t buffers =
+      num_ranks * num_peers * use.eager_bytes +
       use.attention_workers * (Decoder::WorkspaceBytes(model.config, model.dtype, use.max_rows) +
                                MoeExchange::BufferBytes(shape, use.ranks) + attention.backend) +
       use.expert_workers * (ExpertWorker::BufferBytes(shape, use.ranks) + expert.backend) +

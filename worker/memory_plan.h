@@ -23,6 +23,7 @@ struct MemoryUse {
   CellRanks ranks;                   // of the cell: there are buffers per peer
   int32_t max_rows = 0;              // of a step
   int32_t threads = 0;               // of the process's compute pool
+  int64_t eager_bytes = 0;           // what a peer may send a rank that did not ask for it yet
 };
 
 // What `use` leaves of `available_bytes`. kResourceExhausted, with the numbers, when it is more;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/data_plane.h"
 #include "worker/kv_cache.h"
 #include "worker/plan_cost_probe.h"
 #include "worker/weights.h"
@@ -66,7 +67,8 @@ absl::Status WorkerProcess::PlanMemory(const WorkerProcessOptions& options) {
                    .kv_bytes = 0,
                    .ranks = kAssumedRanks,
                    .max_rows = kAssumedRows,
-                   .threads = pool_->num_threads()};
+                   .threads = pool_->num_threads(),
+                   .eager_bytes = static_cast<int64_t>(DataPlaneOptions{}.eager_bytes)};
   const int64_t slot_bytes = model_.expert_bytes * model_.info.num_moe_layers;
   if (use.expert_workers > 0 && options.expert_memory > 0 && slot_bytes > 0) {
     home_slots_ = static_cast<int32_t>(
