@@ -58,6 +58,7 @@ HostDataPlane::~HostDataPlane() {
   {
     MutexLock lock(mu_);
     SY_CHECK(group_ == nullptr);
+    link_->StopAccept();
     stop_ = true;
     owner_free_.NotifyOne();
   }
@@ -65,10 +66,9 @@ HostDataPlane::~HostDataPlane() {
   thread_.join();
   MutexLock lock(mu_);
   // Peers read what was sent to them, and close their ends.
-  while (std::ranges::any_of(
-      connections_, [](const auto& entry) { return entry.second.role == Role::kLingering; })) {
-    Drive(next_expiry_);
-  }
+  const Clock::time_point deadline = Clock::now() + options_.linger;
+  const auto lingers = [](const auto& entry) { return entry.second.role == Role::kLingering; };
+  while (std::ranges::any_of(connections_, lingers) && Clock::now() < deadline) Drive(deadline);
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> HostDataPlane::Join(const GroupSpec& spec,

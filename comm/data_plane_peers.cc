@@ -9,7 +9,10 @@
 namespace switchyard {
 namespace {
 
-constexpr size_t kMaxStrangers = 256;  // connections without a valid hello of the live epoch
+// Connections that are no members of the live epoch: without a hello, early, lingering. There is
+// room for those of a whole group that ends and of the next one.
+constexpr size_t kMaxOthers = 256;
+constexpr size_t kMaxOthersPerMember = 4;
 
 bool SecretsAreEqual(std::string_view a, std::string_view b) {  // in constant time
   if (a.size() != b.size()) return false;
@@ -80,13 +83,7 @@ void HostDataPlane::Expire() {
       next_expiry_ = std::min(next_expiry_, connection.expires);
     }
   }
-  for (const ConnectionId id : expired) {
-    if (connections_[id].role == Role::kLingering) {
-      CloseAndForget(id);
-    } else {
-      Refuse(id);
-    }
-  }
+  for (const ConnectionId id : expired) EndOther(id);
 }
 
 void HostDataPlane::CloseAndForget(ConnectionId id) {
@@ -98,16 +95,33 @@ void HostDataPlane::Refuse(ConnectionId id) {
   CloseAndForget(id);
 }
 
-size_t HostDataPlane::NumStrangers() const {
-  return static_cast<size_t>(std::ranges::count_if(connections_, [](const auto& entry) {
-    return entry.second.role == Role::kStranger || entry.second.role == Role::kEarly;
-  }));
+// Whoever reaches the port may fill it: a new one counts more than the oldest.
+void HostDataPlane::MakeRoom() {
+  const size_t limit = std::max(kMaxOthers, kMaxOthersPerMember * spec_.members.size());
+  for (;;) {
+    size_t num_others = 0;
+    ConnectionId oldest = 0;
+    for (const auto& [id, connection] : connections_) {
+      if (connection.role == Role::kMember || connection.role == Role::kOwn) continue;
+      ++num_others;
+      if (oldest == 0 || id < oldest) oldest = id;
+    }
+    if (num_others < limit) return;
+    EndOther(oldest);
+  }
+}
+
+void HostDataPlane::EndOther(ConnectionId id) {
+  if (connections_[id].role == Role::kLingering) {
+    CloseAndForget(id);
+  } else {
+    Refuse(id);
+  }
 }
 
 void HostDataPlane::OnAccepted(ConnectionId id) {
-  const bool is_full = NumStrangers() >= kMaxStrangers;
+  MakeRoom();
   SetExpiry(connections_[id], Clock::now() + options_.hello_timeout);
-  if (is_full) Refuse(id);
 }
 
 // Two ranks speak on the connection that the lower one opened. The higher one's only shows that it

@@ -1,9 +1,12 @@
 #include "comm/data_plane.h"
 
 #include <arpa/inet.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <deque>
 
 #include "absl/strings/str_cat.h"
 #include "comm/communicator_conformance.h"
@@ -31,11 +34,12 @@ class RawPeer {
     const size_t colon = address.rfind(':');
     to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(colon + 1))));
     SY_CHECK_EQ(inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr), 1);
-    SY_CHECK_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0;
   }
   RawPeer(const RawPeer&) = delete;
   RawPeer& operator=(const RawPeer&) = delete;
   ~RawPeer() { close(fd_); }
+  bool connected() const { return connected_; }
 
   void Send(const void* data, size_t size) { (void)!send(fd_, data, size, MSG_NOSIGNAL); }
   void Send(WireHeader header, std::string_view payload) {
@@ -52,9 +56,16 @@ class RawPeer {
     while (recv(fd_, &byte, 1, 0) > 0) {
     }
   }
+  // From now on nothing that the plane sends arrives, and nothing is acknowledged.
+  void CutCable() {
+    sock_filter drop_all = {BPF_RET | BPF_K, 0, 0, 0};
+    const sock_fprog program{1, &drop_all};
+    SY_CHECK_EQ(setsockopt(fd_, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)), 0);
+  }
 
  private:
   const int fd_;
+  bool connected_ = false;
 };
 
 // A peer that accepts connections and says nothing.
@@ -223,6 +234,73 @@ TEST_F(OneRank, MessagesOfOlderEpochsAreDiscardedAndCounted) {
     std::this_thread::yield();
   EXPECT_EQ(plane_->discarded_messages(), 2u);
   EXPECT_EQ(plane_->refused_messages(), 0u);
+}
+
+// Hellos of an epoch to come cannot be checked yet; those of an old one get an answer. Neither may
+// keep members out, or pile up.
+TEST_F(OneRank, WhoeverFillsThePortIsTheFirstToGo) {
+  constexpr size_t kVisitors = 300, kKept = 256;
+  for (const uint64_t epoch : {UINT64_MAX, uint64_t{4}}) {
+    Join({.linger = std::chrono::minutes(5)});
+    std::deque<RawPeer> visitors;
+    for (size_t i = 0; i < kVisitors; ++i) {
+      ASSERT_TRUE(visitors.emplace_back(plane_->address()).connected());
+      visitors.back().Send(Hello(epoch, 0, 1, 2), "not the secret");
+    }
+    const auto member = Member();
+    for (size_t i = 0; i < kVisitors + 1 - kKept; ++i) visitors[i].AwaitClose();
+    member->Send(Data(5), "bytes");
+    std::vector<std::byte> buffer(8);
+    EXPECT_TRUE(Receive(buffer).ok());
+    visitors.clear();
+    comm_.reset();
+  }
+}
+
+TEST_F(OneRank, APlaneThatGoesTakesNobodyNew) {
+  Join({.linger = std::chrono::milliseconds(200)});
+  RawPeer lingers(plane_->address());
+  lingers.Send(Hello(4, 0, 1, 2), kSecret);
+  WireHeader answer;
+  ASSERT_TRUE(lingers.Receive(&answer));
+  comm_.reset();
+  const std::string address = plane_->address();
+  RankThreads threads;
+  threads.Run([&] {  // until it is refused: a plane that took them all would never go
+    std::deque<RawPeer> visitors;
+    while (visitors.emplace_back(address).connected())
+      visitors.back().Send(Hello(4, 0, 1, 2), kSecret);
+  });
+  threads.Run([&] { plane_.reset(); });
+}
+
+// Only the network between two ranks is cut: both systems live, and nothing says so.
+TEST(DataPlane, APeerThatIsCutOffSilentlyIsLostInSeconds) {
+  const auto lose = [](bool bytes_under_way) {
+    const SilentPeer silent;
+    const auto plane = MakePlane({.linger = std::chrono::milliseconds(1)});
+    auto comm = plane->Join(Spec(5, 1, {silent.address(), plane->address()}), Later());
+    ASSERT_TRUE(comm.ok()) << comm.status();
+    RawPeer peer(plane->address());
+    peer.Send(Hello(5, 0, 1, 2), kSecret);
+    WireHeader answer;
+    ASSERT_TRUE(peer.Receive(&answer));
+    if (bytes_under_way) peer.CutCable();
+    std::vector<std::byte> buffer(8);
+    RecvOp recv{0, Tag(1), buffer};
+    ASSERT_TRUE((*comm)->Start({}, {&recv, 1}).ok());
+    if (!bytes_under_way) {
+      ASSERT_TRUE(peer.Receive(&answer));
+      EXPECT_EQ(answer.type, WireType::kReady);
+      peer.CutCable();
+    }
+    const absl::Status status = (*comm)->Wait(In(std::chrono::seconds(20)));
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0"));
+  };
+  RankThreads threads;
+  threads.Run([&] { lose(false); });
+  threads.Run([&] { lose(true); });
 }
 
 TEST_F(OneRank, AMalformedMessageIsAnErrorThatNamesItsRank) {

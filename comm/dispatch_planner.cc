@@ -64,11 +64,10 @@ absl::Status CheckPlanCosts(const PlanCosts& costs) {
     return absl::InvalidArgumentError(
         absl::StrCat("plan costs: ", name, " is ", value, " ps, not from ", min, " to ", max));
   };
-  constexpr int64_t kMost = 10'000'000'000'000;
-  for (absl::Status status : {check("a token", costs.token_ps, 1, 10'000'000),
-                              check("reading an expert", costs.expert_read_ps, 0, kMost),
-                              check("moving an expert", costs.expert_move_ps, 0, kMost),
-                              check("an exact plan", costs.exact_plan_ps, 0, kMost)}) {
+  for (absl::Status status : {check("a token", costs.token_ps, 1, kMaxTokenPs),
+                              check("reading an expert", costs.expert_read_ps, 0, kMaxPlanCostPs),
+                              check("moving an expert", costs.expert_move_ps, 0, kMaxPlanCostPs),
+                              check("an exact plan", costs.exact_plan_ps, 0, kMaxPlanCostPs)}) {
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -117,12 +116,24 @@ DispatchPlanner::DispatchPlanner(std::shared_ptr<const ExpertPlacement> placemen
   problem_.weights.resize(num_experts);
   forced_.resize(static_cast<size_t>(problem_.num_ranks));
   free_slots_.resize(static_cast<size_t>(problem_.num_ranks));
+  const auto num_ranks = static_cast<size_t>(problem_.num_ranks);
+  at_.reserve(num_experts);
+  scratch_.sums.reserve(2 * num_ranks);
+  for (auto* per_expert : {&scratch_.host_of, &scratch_.next, &scratch_.order}) {
+    per_expert->reserve(num_experts);
+  }
+  for (auto* per_rank : {&scratch_.head, &scratch_.queue, &scratch_.parent, &scratch_.by_cost,
+                         &scratch_.free_slots}) {
+    per_rank->reserve(num_ranks);
+  }
+  scratch_.load.reserve(num_ranks);
   // Assignments change places, so that all are sized for the largest.
   const size_t num_slots =
       static_cast<size_t>(problem_.num_ranks) * static_cast<size_t>(options.foreign_slots_per_rank);
   for (Assignment* assignment : {&best_, &trial_, &scratch_.attempt}) {
     assignment->quota.reserve(slots_.most_pairs());
     assignment->spilled.reserve(num_slots);
+    assignment->cost.reserve(num_ranks);
   }
 }
 
@@ -212,6 +223,10 @@ void DispatchPlanner::ChooseAuto(int32_t layer, DispatchPlan* plan) {
 void DispatchPlanner::Plan(std::span<const int32_t> counts, int32_t num_sources, int32_t layer,
                            DispatchPlan* plan) {
   Sum(counts, num_sources);
+  // For the largest plan of such counts: a later one allocates nothing.
+  plan->offsets.reserve(counts.size() + 1);
+  plan->shares.reserve(counts.size() + slots_.most_pairs() + 1);
+  plan->moves.reserve(best_.spilled.capacity());
   // As published, every plan moves what it needs.
   if (options_.mode == BalanceMode::kLlep) slots_.Clear(layer);
   problem_.hosts = &slots_.Hosts(layer);

@@ -3,7 +3,7 @@
 // generation began, in integers with a total order at every choice: planners of all ranks that are
 // asked the same questions in the same order (step, layer, micro-batch) give identical plans. It
 // owns the replicated state of the foreign slots and all scratch. One per worker, used on its
-// thread only; nothing grows after warm-up.
+// thread only; only the first plan of so many sources allocates.
 #pragma once
 
 #include <cstdint>

@@ -539,7 +539,37 @@ TEST(DispatchPlanner, ModesHaveNames) {
 TEST(DispatchPlanner, CostsOutOfRangeAreNamed) {
   EXPECT_TRUE(CheckPlanCosts({}).ok());
   EXPECT_EQ(CheckPlanCosts({.token_ps = 0}).message(),
-            "plan costs: a token is 0 ps, not from 1 to 10000000");
+            "plan costs: a token is 0 ps, not from 1 to 10000000000");
+  EXPECT_TRUE(CheckPlanCosts({.token_ps = kMaxTokenPs}).ok());
+}
+
+// The largest costs of the most copies fit in an int64.
+TEST(DispatchPlanner, TheLargestStepDoesNotOverflow) {
+  std::mt19937 rng = SeededRng();
+  constexpr int32_t kExperts = 64;
+  for (BalanceMode mode : kModes) {
+    PlannerOptions options;
+    options.mode = mode;
+    options.foreign_slots_per_rank = 2;
+    options.costs = {.token_ps = kMaxTokenPs,
+                     .expert_read_ps = kMaxPlanCostPs,
+                     .expert_move_ps = kMaxPlanCostPs,
+                     .exact_plan_ps = 0};
+    ASSERT_TRUE(CheckPlanCosts(options.costs).ok());
+    DispatchPlanner planner(
+        std::make_shared<const ExpertPlacement>(RandomPlacement(rng, 1, kExperts, 8)), options);
+    std::vector<int32_t> counts(kExperts, 1000);
+    counts[7] = static_cast<int32_t>(kMaxStepCopies - 1000 * (kExperts - 1));
+    DispatchPlan plan;
+    planner.Plan(counts, 1, 0, &plan);
+    EXPECT_GT(plan.lower_bound_ps, 0);
+    EXPECT_GE(plan.tau_ps, plan.lower_bound_ps);
+    EXPECT_GE(plan.plain_tau_ps, counts[7] * kMaxTokenPs);
+    EXPECT_GE(plan.tau_ps, kMaxStepCopies / plan.num_ranks * kMaxTokenPs);
+    if (mode == BalanceMode::kAuto) {
+      EXPECT_LE(plan.tau_ps, plan.plain_tau_ps);
+    }
+  }
 }
 
 // The hash and the shares are part of the protocol between ranks: a change of the planner must be

@@ -318,6 +318,15 @@ absl::Status ParseCounts(std::span<const std::byte> message, const ExchangeKey& 
   return check.status();
 }
 
+absl::Status CheckTotalCopies(std::span<const int32_t> counts, const ExchangeShape& shape) {
+  int64_t total = 0;
+  for (int32_t count : counts) total += count;
+  if (total <= int64_t{shape.max_rows} * shape.top_k) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(total, " rows of all participants exceed ",
+                                                   shape.max_rows, " tokens x ", shape.top_k,
+                                                   " experts"));
+}
+
 absl::StatusOr<DispatchView> ParseDispatch(std::span<const std::byte> message,
                                            const ExchangeKey& key, const DispatchPlan& plan,
                                            int32_t source, int32_t expert_rank,

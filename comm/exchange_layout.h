@@ -137,6 +137,8 @@ absl::Status CheckCombine(std::span<const std::byte> message, const ExchangeKey&
 // are folded in. counts: [num_experts].
 absl::Status ParseCounts(std::span<const std::byte> message, const ExchangeKey& key, int32_t source,
                          const ExchangeShape& shape, std::span<int32_t> counts);
+// The counts of all sources: together no more than a step may have. Before the plan.
+absl::Status CheckTotalCopies(std::span<const int32_t> counts, const ExchangeShape& shape);
 
 // ---- expert side ----
 

@@ -350,5 +350,13 @@ TEST(ExchangeLayout, RanksWithOtherPlansAreToldApart) {
               HasSubstr("expert_rank 1, expected 0"));
 }
 
+TEST(ExchangeLayout, AllSourcesTogetherHaveNoMoreCopiesThanAStep) {
+  const ExchangeShape shape{.row_bytes = 8, .num_experts = 2, .top_k = 2, .max_rows = 5};
+  EXPECT_TRUE(CheckTotalCopies(std::vector<int32_t>{3, 2, 2, 3}, shape).ok());
+  const absl::Status status = CheckTotalCopies(std::vector<int32_t>{3, 2, 2, 4}, shape);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(status.message(), "11 rows of all participants exceed 5 tokens x 2 experts");
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -83,7 +83,8 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
   void OnHello(ConnectionId id, const WireHeader& hello, std::string secret) SY_REQUIRES(mu_);
   void Welcome(ConnectionId id, const WireHeader& hello, const std::string& secret)
       SY_REQUIRES(mu_);
-  size_t NumStrangers() const SY_REQUIRES(mu_);
+  void MakeRoom() SY_REQUIRES(mu_);
+  void EndOther(ConnectionId id) SY_REQUIRES(mu_);
 
   // TcpLink::Sink and NetworkGroup::Wire. Called with the lock held, from the calls into them.
   void OnAccepted(ConnectionId id) SY_REQUIRES(mu_) override;

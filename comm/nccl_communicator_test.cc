@@ -42,7 +42,9 @@ Communicators MakeNcclCommunicators(int32_t size) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Nccl, CommunicatorConformance,
-                         testing::Values(CommunicatorMaker{"nccl", MakeNcclCommunicators}),
+                         testing::Values(CommunicatorMaker{.name = "nccl",
+                                                           .make = MakeNcclCommunicators,
+                                                           .sender_hears_too_large = false}),
                          [](const auto& info) { return info.param.name; });
 
 // The ranks that a test of the suite makes; the rest make up to 8.

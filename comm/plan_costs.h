@@ -28,7 +28,13 @@ struct PlanCosts {
   friend bool operator==(const PlanCosts&, const PlanCosts&) = default;
 };
 
-// In the ranges that cannot overflow: token_ps from 1 to 1e7, the others from 0 to 1e13.
+// A copy's largest cost: 10 ms. With kMaxStepCopies copies, twice their time fits in an int64.
+constexpr int64_t kMaxTokenPs = 10'000'000'000;
+constexpr int64_t kMaxPlanCostPs = 10'000'000'000'000;  // of the other costs
+constexpr int64_t kMaxStepCopies = int64_t{1} << 28;    // (token, expert) pairs of one layer
+
+// In the ranges that cannot overflow: token_ps from 1 to kMaxTokenPs, the others from 0 to
+// kMaxPlanCostPs.
 absl::Status CheckPlanCosts(const PlanCosts& costs);
 
 }  // namespace switchyard

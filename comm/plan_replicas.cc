@@ -70,7 +70,7 @@ void PlanFill(const PlanProblem& problem, int64_t target, PlanScratch* scratch, 
     const int64_t amount = left * costs.token_ps;
     while (num_level < last - first) {
       const int64_t next = cost_of(pairs[static_cast<size_t>(num_level)]);
-      if (next * num_level - sum > amount) break;
+      if (next > (sum + amount) / num_level) break;  // no product: it could overflow
       sum += next;
       ++num_level;
     }

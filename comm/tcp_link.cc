@@ -28,6 +28,11 @@ constexpr size_t kMaxMessagesPerWrite = 16;
 constexpr size_t kDiscardBytes = 64 << 10;
 constexpr int kMaxReads = 4;  // of one connection before the others
 constexpr int kMaxAccepts = 16;
+// How long a peer's system may answer nothing: no acknowledgement, and no room for more bytes.
+constexpr int kConnectTimeoutMs = 10'000;
+constexpr int kSilenceTimeoutMs = 3'000;
+constexpr int kKeepAliveSeconds = 1;  // of silence, then between probes
+constexpr int kKeepAliveProbes = 3;
 
 absl::Status SystemError(const char* what) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
@@ -39,6 +44,19 @@ absl::StatusOr<sockaddr_in> ParseHost(const std::string& host) {
   if (inet_pton(AF_INET, host.c_str(), &address.sin_addr) != 1)
     return absl::InvalidArgumentError(absl::StrCat("'", host, "' is not an IPv4 address"));
   return address;
+}
+
+void SetOption(int fd, int level, int name, int value) {
+  (void)setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+// The end of a connection is noticed without a word from the other end.
+void WatchForSilence(int fd) {
+  SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kSilenceTimeoutMs);
+  SetOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepAliveSeconds);
+  SetOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepAliveSeconds);
+  SetOption(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepAliveProbes);
+  SetOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
 // Counts calls that may hold a Connection, so that Close() frees none under them.
@@ -104,8 +122,12 @@ TcpLink::Connection* TcpLink::Find(ConnectionId id) {
 }
 
 TcpLink::ConnectionId TcpLink::Add(int fd, bool connecting) {
-  const int on = 1;
-  (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  if (connecting) {
+    SetOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kConnectTimeoutMs);
+  } else {
+    WatchForSilence(fd);
+  }
   auto connection = std::make_unique<Connection>();
   connection->id = next_id_++;
   connection->fd = fd;
@@ -115,7 +137,10 @@ TcpLink::ConnectionId TcpLink::Add(int fd, bool connecting) {
   epoll_event event{};
   event.events = EPOLLIN | (connecting ? EPOLLOUT : 0u);
   event.data.u64 = connection->id;
-  SY_CHECK_EQ(epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event), 0);
+  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) != 0) {
+    close(fd);
+    return 0;
+  }
   const ConnectionId id = connection->id;
   connections_[id] = std::move(connection);
   return id;
@@ -148,14 +173,17 @@ absl::StatusOr<TcpLink::ConnectionId> TcpLink::Connect(const std::string& addres
     close(fd);
     return status;
   }
-  return Add(fd, /*connecting=*/result != 0);
+  const ConnectionId id = Add(fd, /*connecting=*/result != 0);
+  if (id == 0) return absl::UnavailableError("the system watches no more connections");
+  return id;
 }
 
 void TcpLink::Accept() {
   for (int i = 0; i < kMaxAccepts; ++i) {
     const int fd = accept4(listen_fd_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
-      sink_->OnAccepted(Add(fd, /*connecting=*/false));
+      const ConnectionId id = Add(fd, /*connecting=*/false);
+      if (id != 0) sink_->OnAccepted(id);
       continue;
     }
     if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -167,11 +195,16 @@ void TcpLink::Accept() {
 }
 
 void TcpLink::ResumeAccept() {
-  if (!std::exchange(accept_paused_, false)) return;
+  if (!accept_paused_) return;
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.u64 = kListener;
-  SY_CHECK_EQ(epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, listen_fd_, &event), 0);
+  accept_paused_ = epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, listen_fd_, &event) != 0;
+}
+
+void TcpLink::StopAccept() {
+  close(std::exchange(listen_fd_, -1));
+  accept_paused_ = false;
 }
 
 void TcpLink::Wake() {
@@ -270,6 +303,7 @@ void TcpLink::FinishConnect(Connection& connection) {
   if (error != 0) {
     Break(connection, std::strerror(error));
   } else {
+    WatchForSilence(connection.fd);
     Write(connection);
   }
 }

@@ -76,6 +76,7 @@ class TcpLink {
   // After too many open files: accepts again. True when there is need to.
   bool accept_paused() const { return accept_paused_; }
   void ResumeAccept();
+  void StopAccept();  // for good
 
  private:
   struct Outgoing {
@@ -109,7 +110,7 @@ class TcpLink {
 
   explicit TcpLink(Sink* sink) : sink_(sink) {}
   absl::Status Open(const std::string& host);
-  ConnectionId Add(int fd, bool connecting);
+  ConnectionId Add(int fd, bool connecting);  // 0: the system refused, and fd is closed
   Connection* Find(ConnectionId id);
   void Register(Connection& connection, bool wants_out);
   void Accept();

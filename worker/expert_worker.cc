@@ -155,6 +155,8 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
                     options_.exchange, std::span(counts_).subspan(s * num_experts, num_experts));
     if (!status.ok()) return from_rank(s, status);
   }
+  absl::Status total = CheckTotalCopies(counts_, options_.exchange);
+  if (!total.ok()) return total;
   const auto plan_start = std::chrono::steady_clock::now();
   planner_.Plan(counts_, static_cast<int32_t>(num_sources), key.layer, &plan_);
   CountPlan(std::chrono::steady_clock::now() - plan_start);
@@ -167,11 +169,6 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
     views_.push_back(*view);
   }
   BuildExpertBatch(plan_, options_.expert_rank, &batch_);
-  if (batch_.num_rows > MaxCopies(options_.exchange)) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        batch_.num_rows, " rows of all participants exceed ", options_.exchange.max_rows,
-        " tokens x ", options_.exchange.top_k, " experts"));
-  }
   return absl::OkStatus();
 }
 
@@ -261,23 +258,23 @@ void ExpertWorker::RunGroups(std::span<const MlpGroup> groups) {
 absl::Status ExpertWorker::Answer(const StepHeader& step, const ExchangeKey& key) {
   const int32_t row_bytes = options_.exchange.row_bytes;
   const MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kCombine};
-  std::vector<std::byte*> messages;
+  combine_messages_.clear();
   sends_.clear();
   size_t at = 0;
   for (size_t s = 0; s < step.participants.size(); ++s) {
     const std::span<std::byte> room = Whole(combine_).subspan(at);
     const size_t bytes = WriteCombineHeader(key, plan_, batch_, static_cast<int32_t>(s),
                                             options_.expert_rank, row_bytes, room);
-    messages.push_back(room.data());
+    combine_messages_.push_back(room.data());
     sends_.push_back({step.participants[s], tag, room.first(bytes)});
     at += bytes;
   }
   if (batch_.num_rows * row_bytes < kParallelCopyBytes) {
-    ScatterResults(batch_, 0, batch_.blocks.size(), results_.data(), row_bytes, messages);
+    ScatterResults(batch_, 0, batch_.blocks.size(), results_.data(), row_bytes, combine_messages_);
   } else {
     pool_->ParallelFor(static_cast<int64_t>(batch_.blocks.size()), [&](int64_t b) {
       ScatterResults(batch_, static_cast<size_t>(b), static_cast<size_t>(b) + 1, results_.data(),
-                     row_bytes, messages);
+                     row_bytes, combine_messages_);
     });
   }
   if (absl::Status status = communicator_->Start(sends_, {}); !status.ok()) return status;

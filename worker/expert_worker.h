@@ -94,11 +94,12 @@ class ExpertWorker {
   std::vector<MlpGroup> late_groups_;  // whose weights this plan moves here
   std::vector<SendOp> sends_;
   std::vector<RecvOp> recvs_;
-  std::vector<Buffer> counts_messages_;    // [num_attention]
-  std::vector<Buffer> dispatch_messages_;  // [num_attention]
-  Buffer grouped_;                         // [max copies, hidden] act, by expert
-  Buffer results_;                         // the same rows after the experts
-  Buffer combine_;                         // all combine messages of a layer, one after the other
+  std::vector<Buffer> counts_messages_;       // [num_attention]
+  std::vector<Buffer> dispatch_messages_;     // [num_attention]
+  Buffer grouped_;                            // [max copies, hidden] act, by expert
+  Buffer results_;                            // the same rows after the experts
+  std::vector<std::byte*> combine_messages_;  // [num_participants] in combine_
+  Buffer combine_;  // all combine messages of a layer, one after the other
 
   Mutex mu_;
   CondVar changed_;

@@ -1,16 +1,12 @@
 #include "worker/memory_plan.h"
 
 #include "absl/strings/str_cat.h"
+#include "comm/plan_costs.h"
 #include "worker/decoder.h"
 #include "worker/expert_worker.h"
 #include "worker/weights.h"
 
 namespace switchyard {
-namespace {
-
-constexpr int64_t kMaxCopies = 1 << 30;  // rows of an exchange are numbered in int32
-
-}  // namespace
 
 ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows) {
   return {.row_bytes = static_cast<int32_t>(model.config.hidden_size *
@@ -22,10 +18,10 @@ ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows) {
 
 absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& use,
                                    const ComputeBackend& backend, int64_t available_bytes) {
-  if (int64_t{use.max_rows} * model.info.top_k > kMaxCopies) {
+  if (int64_t{use.max_rows} * model.info.top_k > kMaxStepCopies) {
     return absl::InvalidArgumentError(absl::StrCat("max_num_batched_tokens ", use.max_rows,
                                                    " x top ", model.info.top_k, " experts exceeds ",
-                                                   kMaxCopies));
+                                                   kMaxStepCopies));
   }
   const ExchangeShape shape = MakeExchangeShape(model, use.max_rows);
   int64_t weights = use.expert_weights_bytes;

@@ -103,6 +103,7 @@ absl::Status MoeExchange::Dispatch(const StepHeader& step, int32_t moe_layer,
   CountExperts(ids, own);
   if (num_sources > 1) {
     if (absl::Status status = ExchangeCounts(step, source_); !status.ok()) return status;
+    if (absl::Status status = CheckTotalCopies(counts_, shape_); !status.ok()) return status;
   }
   planner_.BeginGeneration(step.slots_generation);
   planner_.Plan(counts_, num_sources, moe_layer, &plan_);

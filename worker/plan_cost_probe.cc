@@ -69,11 +69,10 @@ PlanCosts MeasurePlanCosts(const PlanCostProbe& probe, ComputeBackend* backend) 
                          }
                        }) /
                        (num - 1);
-  constexpr int64_t kMost = 10'000'000'000'000;
   PlanCosts costs;
-  costs.token_ps = std::clamp<int64_t>(token, 1, 10'000'000);
-  costs.expert_read_ps = std::clamp<int64_t>(read, 0, kMost);
-  costs.expert_move_ps = std::clamp<int64_t>(move, 1, kMost);
+  costs.token_ps = std::clamp<int64_t>(token, 1, kMaxTokenPs);
+  costs.expert_read_ps = std::clamp<int64_t>(read, 0, kMaxPlanCostPs);
+  costs.expert_move_ps = std::clamp<int64_t>(move, 1, kMaxPlanCostPs);
   return costs;
 }
 
