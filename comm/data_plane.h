@@ -7,7 +7,8 @@
 // on a connection is a hello that carries the epoch's secret; nothing else is read before it. A
 // hello for an epoch that was not joined here yet is kept and answered by Join. Messages of an
 // older epoch are discarded and counted; so is whatever does not follow the protocol, and who sent
-// it is cut off. Nobody is told of a stopped or cut-off peer: that is the control plane's matter.
+// it is cut off. A peer whose system answers nothing for 3 s is lost; one whose process is stopped
+// is not noticed: that is the control plane's matter.
 //
 // Memory: at most `eager_bytes` per peer for messages that came before their receive was posted;
 // larger ones wait at their sender until it is.

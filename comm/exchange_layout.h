@@ -65,7 +65,7 @@ struct ExchangeShape {
   int32_t row_bytes = 0;  // one row of hidden state in the activation type
   int32_t num_experts = 0;
   int32_t top_k = 0;
-  int32_t max_rows = 0;  // rows of one source in one micro-batch
+  int32_t max_rows = 0;  // rows of all sources together in one micro-batch
 };
 
 // Which exchange of a step this is. `step` must outlive the call.
