@@ -267,7 +267,7 @@ absl::StatusOr<ExpertPlacement> PlanPlacement(const PlacementRequest& request) {
         request.loads.subspan(static_cast<size_t>(layer) * num_experts, num_experts);
     const Hosts now = Surviving(request.current, request.new_rank_of, layer, request.num_experts);
     Hosts wanted = LayerBuilder(request, loads, now).Build();
-    layers.push_back(MayStay(request, loads, now, wanted) ? now : std::move(wanted));
+    layers.push_back(MayStay(request, loads, now, wanted) ? now : wanted);
   }
   return ExpertPlacement::Create(request.num_ranks, std::move(layers));
 }
