@@ -63,6 +63,6 @@ endfunction()
 # protobuf's headers give maps two more members, which the distribution's library does not know.
 function(switchyard_protobuf_sources)
   if(SWITCHYARD_SANITIZE STREQUAL "thread")
-    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -U__SANITIZE_THREAD__)
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -U__SANITIZE_THREAD__ SKIP_PRECOMPILE_HEADERS ON)
   endif()
 endfunction()
