@@ -211,14 +211,18 @@ def test_the_server_restarts_and_the_workers_come_back(truth):
 
 
 def test_without_a_home_requests_wait_then_end_with_503(truth):
-    with Cluster(MODEL, "--no-home-timeout", 2, name="no-home", attention=1, experts=1) as cluster:
+    with Cluster(MODEL, "--no-home-timeout", 10, name="no-home", attention=1, experts=1) as cluster:
         cluster.wait_serving(1, 1)
         cluster.kill(cluster.of("expert")[0])
         # It waits, and a new worker serves it.
         answers = []
         thread = threading.Thread(target=lambda: answers.append(ask(cluster.server, PROMPTS[0])))
         thread.start()
-        harness.wait_for(lambda: cluster.server.metrics().value("switchyard_requests_waiting") > 0, "it to wait")
+        def accepted():
+            metrics = cluster.server.metrics()
+            return metrics.value("switchyard_requests_waiting") + metrics.value("switchyard_requests_running") > 0
+
+        harness.wait_for(accepted, "it to be accepted")
         cluster.start("expert")
         thread.join(harness.PATIENCE_S)
         assert answers == [truth[0]]
@@ -256,8 +260,8 @@ def test_strangers_are_refused_with_the_reason(truth):
         ]:
             assert worker.wait_exit() == 1
             assert reason in worker.log(), worker.log_tail()
-        totals = cluster.view()["totals"]
-        assert totals["refused_registrations"] == 3 and totals["joins"] == 2, totals
+        harness.wait_for(lambda: cluster.view()["totals"]["refused_registrations"] == 3, "the refusals to be counted")
+        assert cluster.view()["totals"]["joins"] == 2
         assert ask(cluster.server, PROMPTS[0]) == truth[0]
 
 
