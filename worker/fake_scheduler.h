@@ -65,6 +65,15 @@ class FakeScheduler final : public v1::Control::Service {
     MutexLock lock(mu_);
     max_rows_ = rows;
   }
+  void SetForeignSlots(int32_t slots) {
+    MutexLock lock(mu_);
+    foreign_slots_ = slots;
+  }
+  // Of the epochs that are installed from now on; as measured unless set.
+  void SetCosts(const v1::PlanCosts& costs) {
+    MutexLock lock(mu_);
+    costs_ = costs;
+  }
   // Called with every StepDone, on a gRPC thread.
   void SetOnResult(std::function<void(StepResult)> on_result) {
     MutexLock lock(mu_);
@@ -147,13 +156,17 @@ class FakeScheduler final : public v1::Control::Service {
   };
   // `members`: attention workers, then expert workers. Does not wait.
   void Install(uint64_t epoch, const std::vector<Member>& members, int32_t num_attention,
-               const ExpertPlacement& placement) {
+               const ExpertPlacement& placement, const std::string& balance = "auto") {
     v1::SchedulerMessage message;
     v1::Install* install = message.mutable_install();
     install->set_epoch(epoch);
     install->set_num_attention(num_attention);
     install->set_secret(absl::StrCat("secret ", epoch));
-    install->set_balance("auto");
+    install->set_balance(balance);
+    {
+      MutexLock lock(mu_);
+      if (costs_) *install->mutable_costs() = *costs_;
+    }
     for (const Member& member : members) {
       v1::Member* out = install->add_members();
       out->set_worker(member.worker);
@@ -229,6 +242,7 @@ class FakeScheduler final : public v1::Control::Service {
       welcome.mutable_welcome()->set_scheduler_incarnation(incarnation_);
       welcome.mutable_welcome()->set_heartbeat_ms(20);
       welcome.mutable_welcome()->set_max_num_batched_tokens(max_rows_);
+      welcome.mutable_welcome()->set_foreign_slots(foreign_slots_);
       stream->Write(welcome);
       peer->incarnation = incarnation_;
       peers_[id] = peer;
@@ -271,6 +285,8 @@ class FakeScheduler final : public v1::Control::Service {
   std::string refusal_ SY_GUARDED_BY(mu_);
   uint64_t incarnation_ SY_GUARDED_BY(mu_) = 1;
   int32_t max_rows_ SY_GUARDED_BY(mu_) = 256;
+  int32_t foreign_slots_ SY_GUARDED_BY(mu_) = 0;
+  std::optional<v1::PlanCosts> costs_ SY_GUARDED_BY(mu_);
   std::function<void(StepResult)> on_result_ SY_GUARDED_BY(mu_);
 };
 

@@ -61,6 +61,7 @@ class TestDriver {
   void BeginEpoch(uint64_t epoch) {
     MutexLock lock(mu_);
     epoch_ = epoch;
+    last_participants_.clear();
     results_.clear();
     plans_.clear();
     for (auto& [id, sequence] : sequences_) sequence.begun = false;
@@ -127,6 +128,10 @@ class TestDriver {
     }
     header.step = ++step_;
     for (const auto& [worker, plan] : plans_) header.participants.push_back(worker);
+    // What the foreign slots hold is known to those who saw all steps of a generation.
+    if (!std::ranges::includes(last_participants_, header.participants)) ++slots_generation_;
+    header.slots_generation = slots_generation_;
+    last_participants_ = header.participants;
     const size_t expected = plans_.size();
     for (auto& [worker, plan] : plans_) {
       plan.header = header;
@@ -211,6 +216,8 @@ class TestDriver {
   std::map<int, std::vector<SequenceEnd>> ended_;
   SequenceId next_id_ = 1;
   uint64_t step_ = 0;
+  uint64_t slots_generation_ = 0;
+  std::vector<int32_t> last_participants_;
 
   Mutex mu_;
   CondVar changed_;
