@@ -150,6 +150,7 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> WorkerProcess::Create(
   std::vector<std::unique_ptr<RoleHost>> hosts;
   for (v1::WorkerRole role : options.roles) {
     hosts.push_back(process->MakeHost(role, options));
+    if (options.wrap_host) hosts.back() = options.wrap_host(std::move(hosts.back()));
   }
   WorkerProcess* self = process.get();
   for (std::unique_ptr<RoleHost>& host : hosts) {

@@ -21,6 +21,8 @@
 
 namespace switchyard {
 
+using WrapHost = std::function<std::unique_ptr<RoleHost>(std::unique_ptr<RoleHost>)>;
+
 struct WorkerProcessOptions {
   std::vector<v1::WorkerRole> roles;  // each at most once
   ModelFactsOptions model;
@@ -33,6 +35,7 @@ struct WorkerProcessOptions {
   std::string name;             // for people
   std::function<void(int64_t done, int64_t total)> progress;  // bytes of the checkpoint loaded
   std::function<void(const RegisteredRole&)> on_registered;   // at every registration
+  WrapHost wrap_host;  // may put a host of its own around each; the tests' workers do
 };
 
 class WorkerProcess {

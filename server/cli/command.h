@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "absl/status/status.h"
 
@@ -12,6 +13,8 @@ class App;
 }
 
 namespace switchyard {
+
+class RoleHost;
 
 // A subcommand of the command line. `run` owns the flags and is called after they were parsed;
 // it returns the exit code.
@@ -33,6 +36,9 @@ Command AddEval(CLI::App* app);
 Command AddInspect(CLI::App* app);
 Command AddSynth(CLI::App* app);
 Command AddBench(CLI::App* app);
-Command AddWorker(CLI::App* app);
+// `wrap_host`: WorkerProcessOptions::wrap_host.
+Command AddWorker(
+    CLI::App* app,
+    std::function<std::unique_ptr<RoleHost>(std::unique_ptr<RoleHost>)> wrap_host = nullptr);
 
 }  // namespace switchyard

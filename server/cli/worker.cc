@@ -11,6 +11,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/mutex.h"
@@ -122,7 +123,7 @@ int RunWorker(const WorkerFlags& flags) {
 
 }  // namespace
 
-Command AddWorker(CLI::App* parent) {
+Command AddWorker(CLI::App* parent, WrapHost wrap_host) {
   CLI::App* app =
       parent->add_subcommand("worker", "compute for a `switchyard server` on this or another host");
   app->footer(
@@ -134,6 +135,7 @@ Command AddWorker(CLI::App* parent) {
       "models/demo");
   auto flags = std::make_shared<WorkerFlags>();
   flags->process.name = HostName();
+  flags->process.wrap_host = std::move(wrap_host);
   WorkerProcessOptions& process = flags->process;
   app->add_option("--role", flags->roles, "attention, expert or attention,expert")
       ->required()

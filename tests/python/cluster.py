@@ -13,12 +13,23 @@ TOKEN = "a token for tests"
 class Cluster:
     """Owns one server and its workers; ends them all with the `with` block."""
 
-    def __init__(self, model, *server_flags, name: str, attention: int = 1, experts: int = 2, worker_flags=(), server=None):
-        """`server`: how its process differs (host, netns)."""
+    def __init__(
+        self,
+        model,
+        *server_flags,
+        name: str,
+        attention: int = 1,
+        experts: int = 2,
+        worker_flags=(),
+        server=None,
+        failing=None,
+    ):
+        """`server`: how its process differs (host, netns). `failing`: workers with fail points, and their environment."""
         self.model, self.name = model, name
         self.server_process = server or {}
         self.host = self.server_process.get("host", "127.0.0.1")
         self.worker_flags = ["--threads", 1, "--kv-cache-memory", "256MiB", *worker_flags]
+        self.failing = failing
         self.workers: list[harness.Process] = []
         self._number = 0
         self.server_flags = server_flags
@@ -42,20 +53,36 @@ class Cluster:
         server.port, server.grpc_port, self.control_port = (int(group) for group in match.groups())
         return server
 
-    def start(self, role: str, *flags, token: str = TOKEN, model=None, netns=None) -> harness.Process:
+    def start(self, role: str, *flags, token: str = TOKEN, model=None, netns=None, fail: str = "") -> harness.Process:
+        """`fail`: what `arm` says, from the start."""
         self._number += 1
+        env, program = {"SWITCHYARD_CLUSTER_TOKEN": token}, None
+        fail_file = harness.LOGS / f"{self.name}.{role}-{self._number}.fail"
+        if self.failing is not None:
+            fail_file.unlink(missing_ok=True)
+            env |= {"SWITCHYARD_FAIL_FILE": str(fail_file), **self.failing}
+            program = "failing_worker"
+        if fail:
+            fail_file.write_text(fail)
         worker = harness.Process(
             *("worker", "--role", role, "--model", model or self.model),
             *("--scheduler", f"{self.host}:{self.control_port}", "--name", f"{role}-{self._number}"),
             *self.worker_flags,
             *flags,
             name=f"{self.name}.{role}-{self._number}",
-            env={"SWITCHYARD_CLUSTER_TOKEN": token},
+            env=env,
             netns=netns,
+            program=program,
         )
-        worker.role = role
+        worker.role, worker.fail_file = role, fail_file
         self.workers.append(worker)
         return worker
+
+    def arm(self, worker: harness.Process, fail: str):
+        """The worker ends itself at "PHASE STEPS LAYER ACTION" (tests/fail_points.h), counted from now."""
+        whole = worker.fail_file.with_suffix(".new")
+        whole.write_text(fail)
+        whole.rename(worker.fail_file)
 
     def restart_server(self):
         """Kills the server and starts another one that listens where it did for workers."""

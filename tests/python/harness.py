@@ -78,11 +78,12 @@ class Response:
 class Process:
     """One switchyard process: known by lines on its stdout, ended by its id; its log is kept."""
 
-    def __init__(self, *args, name: str, env: dict | None = None, netns: str | None = None):
+    def __init__(self, *args, name: str, env: dict | None = None, netns: str | None = None, program: str | None = None):
+        """`program`: another one beside the binary."""
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log_path = LOGS / f"{name}.log"
         self.command = ["ip", "netns", "exec", netns] if netns else []
-        self.command += [binary(), *map(str, args)]
+        self.command += [str(Path(binary()).with_name(program)) if program else binary(), *map(str, args)]
         self._stdout: queue.Queue = queue.Queue()
         with open(self.log_path, "wb") as log:
             log.write((" ".join(self.command) + "\n").encode())

@@ -65,7 +65,7 @@ def truth(start_server):
 
 
 @pytest.mark.parametrize(
-    "attention, experts, balance", [(1, 1, "auto"), (2, 3, "auto"), (1, 4, "llep"), (3, 2, "eplb"), (2, 2, "none")]
+    "attention, experts, balance", [(1, 1, "auto"), (2, 3, "auto"), (1, 4, "llep"), (3, 2, "eplb"), (4, 1, "none")]
 )
 def test_equal_bits(truth, attention, experts, balance):
     flags = ("--min-expert-workers", experts, "--balance", balance, "--expert-foreign-slots", 2)

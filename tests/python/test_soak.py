@@ -1,4 +1,5 @@
-"""Two minutes (SWITCHYARD_SOAK_SECONDS) of 200 concurrent streams while workers are killed and started again.
+"""Two minutes (SWITCHYARD_SOAK_SECONDS) of 200 concurrent streams while workers are killed and started again; then
+hundreds of kills at fail points, however long they take.
 
 Not part of `./dev test`: `./dev soak` runs it and prints the figures.
 """
@@ -11,10 +12,12 @@ import time
 import harness
 import pytest
 from cluster import Cluster
+from kills import kill_at_fail_points
 from test_cluster import PROMPTS, ask
 
 MODEL = harness.FIXTURES / "qwen3_moe"
 STREAMS = 200
+KILLS_PER_MODE = 105
 SECONDS = float(os.environ.get("SWITCHYARD_SOAK_SECONDS", "120"))
 
 
@@ -83,3 +86,9 @@ def test_streams_survive_kills(truth):
         f"ones; from a kill to the next epoch p50 {percentile(recoveries, 0.5):.3f} s, max {max(recoveries):.3f} s; "
         f"an answer took p50 {percentile(seconds, 0.5):.2f} s, max {max(seconds):.2f} s"
     )
+
+
+@pytest.mark.parametrize("balance", ["llep", "auto"])
+def test_hundreds_of_kills_at_fail_points(truth, balance):
+    seed = int(os.environ.get("SWITCHYARD_SOAK_SEED", random.randrange(1 << 32)))
+    kill_at_fail_points(truth, balance, seed, at_least=KILLS_PER_MODE)
