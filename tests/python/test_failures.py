@@ -5,6 +5,7 @@ import random
 import re
 import threading
 import time
+from pathlib import Path
 
 import harness
 import pytest
@@ -32,6 +33,11 @@ def test_a_kill_at_every_point_loses_nothing(truth):
     seed = int(os.environ.get("SWITCHYARD_TEST_SEED", random.randrange(1 << 32)))
     assert len(ALL) >= 20
     kill_at_fail_points(truth, "llep", seed, at_least=len(ALL))
+
+
+def test_the_shipped_binary_has_no_fail_points():
+    assert b"SWITCHYARD_FAIL" not in Path(harness.binary()).read_bytes()
+    assert b"SWITCHYARD_FAIL" in Path(harness.binary()).with_name("failing_worker").read_bytes()
 
 
 class Keeper:

@@ -17,7 +17,7 @@ from test_cluster import PROMPTS, ask
 
 MODEL = harness.FIXTURES / "qwen3_moe"
 STREAMS = 200
-KILLS_PER_MODE = 105
+KILLS_PER_MODE = 210
 SECONDS = float(os.environ.get("SWITCHYARD_SOAK_SECONDS", "120"))
 
 
