@@ -75,9 +75,12 @@ def test_equal_bits(truth, attention, experts, balance):
         view = cluster.view()
         assert {worker["transport"] for worker in view["workers"]} == {"tcp"}
         assert {worker["pid"] for worker in view["workers"]} == {worker.process.pid for worker in cluster.workers}
-        harness.wait_for(
-            lambda: cluster.server.metrics().value("switchyard_expert_balancedness") > 0, "the workers' statistics"
-        )
+
+        def told():  # experts and attention workers, each once a second
+            metrics = cluster.server.metrics()
+            return metrics.value("switchyard_expert_balancedness") > 0 and metrics.value("switchyard_dispatch_bytes_total") > 0
+
+        harness.wait_for(told, "the statistics of both roles")
         metrics = cluster.server.metrics()
         assert 0 < metrics.value("switchyard_expert_balancedness") <= 1
         assert metrics.value("switchyard_dispatch_plan_gap_ratio") >= 0
