@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,44 +18,52 @@ constexpr std::pair<std::string_view, BalanceMode> kModes[] = {{"auto", BalanceM
                                                                {"llep", BalanceMode::kLlep}};
 
 // One multiplication a word: a plan has hundreds of them.
-class PlanHash {
- public:
-  void Add(uint64_t word) {
-    hash_ = (hash_ ^ word) * 0x9e3779b97f4a7c15u;
-    hash_ ^= hash_ >> 29;
-  }
-  void AddIf(bool add, uint64_t word) {  // without a branch
-    const uint64_t before = hash_;
-    Add(word);
-    hash_ = add ? hash_ : before;
-  }
-  void Add(int64_t a, int64_t b) {
-    Add(static_cast<uint64_t>(a) * 0xbf58476d1ce4e5b9u + static_cast<uint64_t>(b));
-  }
-  uint64_t Value() const {  // the finaliser of splitmix64
-    uint64_t z = hash_;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
+uint64_t Mix(uint64_t hash, uint64_t word) {
+  hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+  return hash ^ (hash >> 29);
+}
 
- private:
-  uint64_t hash_ = 0x53595044u;
-};
-
-// shares_hash covers offsets and shares.
-uint64_t HashOf(const DispatchPlan& plan, int32_t layer, uint64_t shares_hash) {
-  PlanHash hash;
-  hash.Add(layer, plan.num_sources);
-  hash.Add(plan.num_experts, plan.num_ranks);
-  hash.Add(static_cast<int64_t>(plan.regime), plan.tau_ps);
-  hash.Add(plan.lower_bound_ps, plan.plain_tau_ps);
-  for (const WeightMove& move : plan.moves) {
-    hash.Add(move.expert, move.from_rank);
-    hash.Add(move.to_rank, move.slot);
+// Over the bytes of plain values. Eight chains, so that multiplications need not wait for each
+// other.
+template <typename T>
+uint64_t HashValues(std::span<const T> values) {
+  static_assert(std::has_unique_object_representations_v<T>);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+  size_t left = values.size_bytes();
+  constexpr int kChains = 8;
+  uint64_t chains[kChains] = {1, 2, 3, 4, 5, 6, 7, left};
+  for (; left >= sizeof(chains); left -= sizeof(chains), bytes += sizeof(chains)) {
+    uint64_t words[kChains];
+    std::memcpy(words, bytes, sizeof(words));
+    for (int c = 0; c < kChains; ++c) chains[c] = Mix(chains[c], words[c]);
   }
-  hash.Add(shares_hash);
-  return hash.Value();
+  for (; left > 0; bytes += sizeof(uint32_t), left -= sizeof(uint32_t)) {
+    static_assert(sizeof(T) % sizeof(uint32_t) == 0);
+    uint32_t word = 0;
+    std::memcpy(&word, bytes, sizeof(word));
+    chains[0] = Mix(chains[0], word);
+  }
+  for (int c = 1; c < kChains; ++c) chains[0] = Mix(chains[0], chains[c]);
+  return chains[0];
+}
+
+uint64_t HashOf(const DispatchPlan& plan, int32_t layer, uint64_t counts_hash) {
+  const auto pair = [](int64_t a, int64_t b) {
+    return static_cast<uint64_t>(a) * 0xbf58476d1ce4e5b9u + static_cast<uint64_t>(b);
+  };
+  uint64_t hash = 0x53595044u;
+  hash = Mix(hash, pair(layer, plan.num_sources));
+  hash = Mix(hash, pair(plan.num_experts, plan.num_ranks));
+  hash = Mix(hash, pair(static_cast<int64_t>(plan.regime), plan.tau_ps));
+  hash = Mix(hash, pair(plan.lower_bound_ps, plan.plain_tau_ps));
+  hash = Mix(hash, HashValues(std::span(plan.moves)));
+  // With the counts the shares say which expert each is of.
+  hash = Mix(hash, HashValues(std::span(plan.shares)));
+  hash = Mix(hash, counts_hash);
+  // The finaliser of splitmix64.
+  hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9u;
+  hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebu;
+  return hash ^ (hash >> 31);
 }
 
 }  // namespace
@@ -114,10 +124,11 @@ DispatchPlanner::DispatchPlanner(std::shared_ptr<const ExpertPlacement> placemen
   const auto num_experts = static_cast<size_t>(placement_->num_experts());
   problem_.tokens.resize(num_experts);
   problem_.weights.resize(num_experts);
-  forced_.resize(static_cast<size_t>(problem_.num_ranks));
   free_slots_.resize(static_cast<size_t>(problem_.num_ranks));
   const auto num_ranks = static_cast<size_t>(problem_.num_ranks);
-  at_.reserve(num_experts);
+  problem_.forced_quota.reserve(slots_.most_pairs());
+  problem_.forced_cost.reserve(num_ranks);
+  problem_.plain_cost.reserve(num_ranks);
   scratch_.sums.reserve(2 * num_ranks);
   for (auto* per_expert : {&scratch_.host_of, &scratch_.next, &scratch_.order}) {
     per_expert->reserve(num_experts);
@@ -127,6 +138,7 @@ DispatchPlanner::DispatchPlanner(std::shared_ptr<const ExpertPlacement> placemen
     per_rank->reserve(num_ranks);
   }
   scratch_.load.reserve(num_ranks);
+  scratch_.spilled.reserve(num_experts);
   // Assignments change places, so that all are sized for the largest.
   const size_t num_slots =
       static_cast<size_t>(problem_.num_ranks) * static_cast<size_t>(options.foreign_slots_per_rank);
@@ -142,20 +154,25 @@ void DispatchPlanner::BeginGeneration(uint64_t slots_generation) {
   generation_ = slots_generation;
 }
 
-void DispatchPlanner::Sum(std::span<const int32_t> counts, int32_t num_sources) {
+void DispatchPlanner::Sum(std::span<const int32_t> counts, int32_t num_sources,
+                          DispatchPlan* plan) {
   const size_t num_experts = problem_.tokens.size();
   SY_CHECK_GT(num_sources, 0);
   SY_CHECK_EQ(counts.size(), static_cast<size_t>(num_sources) * num_experts);
-  std::ranges::fill(problem_.tokens, 0);
+  plan->before.resize(counts.size() + num_experts);
+  std::fill_n(plan->before.begin(), num_experts, 0);
   int32_t negative = 0;
-  for (size_t s = 0; s < static_cast<size_t>(num_sources); ++s) {
-    const int32_t* row = counts.data() + s * num_experts;
+  int32_t* before = plan->before.data();
+  const int32_t* row = counts.data();
+  for (int32_t s = 0; s < num_sources; ++s, before += num_experts, row += num_experts) {
+    int32_t* const next = before + num_experts;
     for (size_t e = 0; e < num_experts; ++e) {
-      problem_.tokens[e] += row[e];
+      next[e] = before[e] + row[e];
       negative |= row[e];
     }
   }
   SY_CHECK_GE(negative, 0);
+  std::copy_n(before, num_experts, problem_.tokens.begin());
   // In locals: members would go through memory at every step.
   const PlanCosts costs = problem_.costs;
   const int64_t* const tokens = problem_.tokens.data();
@@ -164,7 +181,8 @@ void DispatchPlanner::Sum(std::span<const int32_t> counts, int32_t num_sources) 
   int32_t activated = 0, num_memory_bound = 0;
   for (size_t e = 0; e < num_experts; ++e) {
     const int64_t compute = tokens[e] * costs.token_ps;
-    const int64_t weight = tokens[e] == 0 ? 0 : std::max(compute, costs.expert_read_ps);
+    const int64_t least = tokens[e] > 0 ? costs.expert_read_ps : 0;
+    const int64_t weight = std::max(compute, least);
     weights[e] = weight;
     total += tokens[e];
     total_weight += weight;
@@ -222,22 +240,22 @@ void DispatchPlanner::ChooseAuto(int32_t layer, DispatchPlan* plan) {
 
 void DispatchPlanner::Plan(std::span<const int32_t> counts, int32_t num_sources, int32_t layer,
                            DispatchPlan* plan) {
-  Sum(counts, num_sources);
-  // For the largest plan of such counts: a later one allocates nothing.
-  plan->offsets.reserve(counts.size() + 1);
-  plan->shares.reserve(counts.size() + slots_.most_pairs() + 1);
+  // For the largest plan of so many sources: a later one allocates nothing.
+  plan->shares.reserve(slots_.most_pairs() + 1);
   plan->moves.reserve(best_.spilled.capacity());
+  Sum(counts, num_sources, plan);
   // As published, every plan moves what it needs.
   if (options_.mode == BalanceMode::kLlep) slots_.Clear(layer);
   problem_.hosts = &slots_.Hosts(layer);
   problem_.homes = &slots_.HomesOf(layer);
 
-  const PlainLoad plain = LoadOfPlain(problem_, &scratch_);
+  const PlainLoad plain = LoadOfPlain(&problem_, &scratch_);
   plan->regime = PlanRegime::kPlain;
   plan->plain_tau_ps = best_.tau = plain.tau;  // made only if no other is cheaper
   plan->plain_max_rank_copies = plain.max_tokens;
   const bool any_choice = problem_.hosts->num_single < problem_.num_experts();
-  plan->lower_bound_ps = any_choice ? ReplicaBound(problem_, forced_) : plain.tau;
+  if (any_choice) FindForced(&problem_);
+  plan->lower_bound_ps = any_choice ? ReplicaBound(problem_) : plain.tau;
   switch (options_.mode) {
     case BalanceMode::kNone:
       PlanPlain(problem_, &best_);
@@ -268,8 +286,8 @@ void DispatchPlanner::Plan(std::span<const int32_t> counts, int32_t num_sources,
   plan->total_copies = problem_.total;
   plan->max_rank_copies = MaxRankCopies();
   plan->spilled_copies = slots_.ForeignTokens(layer, best_.quota);
-  const uint64_t shares_hash = WriteShares(counts, num_sources, plan);
-  plan->hash = HashOf(*plan, layer, shares_hash);
+  WriteShares(plan);
+  plan->hash = HashOf(*plan, layer, HashValues(counts));
 }
 
 int64_t DispatchPlanner::MaxRankCopies() const {
@@ -300,56 +318,26 @@ void DispatchPlanner::CommitMoves(int32_t layer, DispatchPlan* plan) {
   }
 }
 
-uint64_t DispatchPlanner::WriteShares(std::span<const int32_t> counts, int32_t num_sources,
-                                      DispatchPlan* plan) {
-  // Sources take from an expert's quotas in turn, ascending by source and rank.
+void DispatchPlanner::WriteShares(DispatchPlan* plan) {
   const LiveHosts& hosts = *problem_.hosts;
-  const size_t num_experts = problem_.tokens.size();
-  at_.assign(hosts.first.begin(), hosts.first.end() - 1);
-  plan->offsets.resize(counts.size() + 1);
-  // A share ends with its source's copies or with its quota; one more is written and not counted.
-  plan->shares.resize(static_cast<size_t>(num_sources) * num_experts + best_.quota.size() + 1);
+  const size_t num_pairs = best_.quota.size();
+  plan->first.resize(hosts.first.size());
+  plan->shares.resize(num_pairs + 1);  // one more is written and not counted
   DispatchShare* const shares = plan->shares.data();
-  int32_t* const offsets = plan->offsets.data();
-  int32_t* const at = at_.data();
-  int64_t* const quota = best_.quota.data();  // what no source took yet
-  const int32_t* const first = hosts.first.data();
+  const int32_t* const pair_first = hosts.first.data();
   const int32_t* const ranks = hosts.ranks.data();
-  const int32_t* const count = counts.data();
-  PlanHash hash;
-  size_t num_shares = 0, i = 0;
-  const auto add = [&](size_t of, int32_t pair, int64_t copies) {  // nothing when copies are 0
-    const int32_t rank = ranks[pair];
-    shares[num_shares] = {rank, static_cast<int32_t>(copies)};
-    hash.AddIf(copies > 0, (static_cast<uint64_t>(of) << 44) ^ (static_cast<uint64_t>(rank) << 32) ^
-                               static_cast<uint64_t>(copies));
-    num_shares += copies > 0 ? 1 : 0;
-  };
-  for (int32_t s = 0; s < num_sources; ++s) {
-    for (size_t e = 0; e < num_experts; ++e, ++i) {
-      offsets[i] = static_cast<int32_t>(num_shares);
-      // Mostly the quota at hand covers what the source has: no branch on it, nor on zero.
-      int64_t left = count[i];
-      int32_t pair = at[e];
-      if (left > quota[pair]) [[unlikely]] {
-        do {
-          if (quota[pair] > 0) {
-            add(i, pair, quota[pair]);
-            left -= quota[pair];
-            quota[pair] = 0;
-          }
-          ++pair;
-          SY_CHECK_LT(pair, first[e + 1]);
-        } while (left > quota[pair]);
-        at[e] = pair;
-      }
-      add(i, pair, left);
-      quota[pair] -= left;
+  const int64_t* const quota = best_.quota.data();
+  int32_t* const first = plan->first.data();
+  size_t num_shares = 0, pair = 0;
+  for (size_t e = 0; e + 1 < hosts.first.size(); ++e) {
+    first[e] = static_cast<int32_t>(num_shares);
+    for (const auto end = static_cast<size_t>(pair_first[e + 1]); pair < end; ++pair) {
+      shares[num_shares] = {ranks[pair], static_cast<int32_t>(quota[pair])};
+      num_shares += quota[pair] > 0 ? 1 : 0;
     }
   }
-  offsets[i] = static_cast<int32_t>(num_shares);
+  plan->first.back() = static_cast<int32_t>(num_shares);
   plan->shares.resize(num_shares);
-  return hash.Value();
 }
 
 }  // namespace switchyard

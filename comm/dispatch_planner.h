@@ -50,7 +50,7 @@ class DispatchPlanner {
   void BeginGeneration(uint64_t slots_generation);
 
   // counts: [num_sources, num_experts] copies per participant (in the order of the step header) and
-  // expert, >= 0, in one micro-batch of `layer`.
+  // expert, >= 0 and together at most kMaxStepCopies, in one micro-batch of `layer`.
   void Plan(std::span<const int32_t> counts, int32_t num_sources, int32_t layer,
             DispatchPlan* plan);
 
@@ -62,13 +62,12 @@ class DispatchPlanner {
   const PlannerOptions& options() const { return options_; }
 
  private:
-  void Sum(std::span<const int32_t> counts, int32_t num_sources);
+  void Sum(std::span<const int32_t> counts, int32_t num_sources, DispatchPlan* plan);
   void ChooseAuto(int32_t layer, DispatchPlan* plan);
   void TakeTrialIfCheaper(PlanRegime regime, DispatchPlan* plan);
   void CommitMoves(int32_t layer, DispatchPlan* plan);
   int64_t MaxRankCopies() const;
-  // Uses up best_.quota; returns a hash over offsets and shares.
-  uint64_t WriteShares(std::span<const int32_t> counts, int32_t num_sources, DispatchPlan* plan);
+  void WriteShares(DispatchPlan* plan);
 
   // Constant after construction.
   const std::shared_ptr<const ExpertPlacement> placement_;
@@ -81,9 +80,7 @@ class DispatchPlanner {
   PlanProblem problem_;
   Assignment best_, trial_;
   PlanScratch scratch_;
-  std::vector<int64_t> forced_;      // [num_ranks]
   std::vector<int32_t> free_slots_;  // [num_ranks]
-  std::vector<int32_t> at_;          // [num_experts] first quota with copies left
 };
 
 }  // namespace switchyard

@@ -104,7 +104,7 @@ class HeaderCheck {
 };
 
 int64_t CopiesFor(const DispatchPlan& plan, int32_t source, int32_t expert, int32_t rank) {
-  for (const DispatchShare& share : plan.Of(source, expert)) {
+  for (const DispatchShare share : plan.Of(source, expert)) {
     if (share.rank == rank) return share.copies;
   }
   return 0;
@@ -172,13 +172,15 @@ void BuildDispatchLists(std::span<const int32_t> ids, int32_t top_k, const Dispa
     rank.tokens.clear();
     rank.combine_row = 0;
   }
-  const size_t source_begin = static_cast<size_t>(source) * num_experts;
-  const int32_t first_share = plan.offsets[source_begin];
-  for (int32_t i = first_share; i < plan.offsets[source_begin + num_experts]; ++i) {
-    const DispatchShare& share = plan.shares[static_cast<size_t>(i)];
-    int64_t& copies = lists->ranks[static_cast<size_t>(share.rank)].combine_row;
-    lists->first.push_back(copies);
-    copies += share.copies;
+  lists->shares.clear();
+  for (size_t e = 0; e < num_experts; ++e) {
+    lists->share_of[e] = static_cast<int32_t>(lists->shares.size());
+    for (const DispatchShare share : plan.Of(source, static_cast<int32_t>(e))) {
+      int64_t& copies = lists->ranks[static_cast<size_t>(share.rank)].combine_row;
+      lists->first.push_back(copies);
+      lists->shares.push_back(share);
+      copies += share.copies;
+    }
   }
   int64_t next_row = 0;
   for (DispatchLists::Rank& rank : lists->ranks) {
@@ -198,30 +200,23 @@ void BuildDispatchLists(std::span<const int32_t> ids, int32_t top_k, const Dispa
     }
     const auto e = static_cast<size_t>(ids[i]);
     SY_CHECK_LT(e, num_experts);
-    const std::span<const DispatchShare> shares = plan.Of(source, ids[i]);
-    int32_t& at = lists->share_of[e];
     int32_t& taken = lists->taken[e];
-    if (static_cast<size_t>(at) < shares.size() &&
-        taken == shares[static_cast<size_t>(at)].copies) {
-      ++at;
-      taken = 0;
-    }
-    SY_CHECK_LT(static_cast<size_t>(at), shares.size());
-    DispatchLists::Rank& rank =
-        lists->ranks[static_cast<size_t>(shares[static_cast<size_t>(at)].rank)];
+    SY_CHECK_LT(taken, plan.CopiesOf(source, ids[i]));
+    ++taken;
+    // Copies are taken from the expert's shares in turn; a share used up counts down to 0.
+    int32_t& at = lists->share_of[e];
+    if (lists->shares[static_cast<size_t>(at)].copies == 0) ++at;
+    DispatchShare& share = lists->shares[static_cast<size_t>(at)];
+    --share.copies;
+    DispatchLists::Rank& rank = lists->ranks[static_cast<size_t>(share.rank)];
     const auto token = static_cast<int32_t>(i / static_cast<size_t>(top_k));
     if (rank.tokens.empty() || rank.tokens.back() != token) rank.tokens.push_back(token);
-    const auto share_index = static_cast<size_t>(plan.offsets[source_begin + e] - first_share + at);
-    const int64_t copy = lists->first[share_index] + taken;
+    const int64_t copy = lists->first[static_cast<size_t>(at)]++;
     rank.copy_row[static_cast<size_t>(copy)] = static_cast<int32_t>(rank.tokens.size()) - 1;
     lists->row_of[i] = static_cast<int32_t>(rank.combine_row + HeaderRows(row_bytes) + copy);
-    ++taken;
   }
   for (size_t e = 0; e < num_experts; ++e) {  // every copy of the plan was found
-    const std::span<const DispatchShare> shares = plan.Of(source, static_cast<int32_t>(e));
-    if (shares.empty()) continue;
-    SY_CHECK_EQ(static_cast<size_t>(lists->share_of[e]) + 1, shares.size());
-    SY_CHECK_EQ(lists->taken[e], shares.back().copies);
+    SY_CHECK_EQ(lists->taken[e], plan.CopiesOf(source, static_cast<int32_t>(e)));
   }
 }
 

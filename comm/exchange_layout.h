@@ -99,10 +99,10 @@ struct DispatchLists {
   int64_t combine_rows = 0;  // rows of the combine tensor in use, headers included
 
   // Scratch of BuildDispatchLists.
+  std::vector<DispatchShare> shares;  // of this source, by expert; what is left of each
   std::vector<int32_t> share_of;  // [num_experts] share from which the expert's next copy is taken
-  std::vector<int32_t> taken;     // [num_experts] copies already taken from it
-  std::vector<int64_t>
-      first;  // [shares of this source] index of the share's first copy in its rank's message
+  std::vector<int32_t> taken;     // [num_experts] copies already taken
+  std::vector<int64_t> first;     // [shares] index of the share's next copy in its rank's message
 };
 
 // counts[e] = how often e stands in ids. ids: [rows, top_k], -1 for none. REQUIRES: ids <

@@ -1,6 +1,7 @@
 #include "comm/foreign_slots.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 
 #include "kernels/check.h"
@@ -13,6 +14,9 @@ ForeignSlots::ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_r
   const auto num_experts = static_cast<size_t>(placement.num_experts());
   const size_t num_slots = static_cast<size_t>(num_ranks_) * static_cast<size_t>(slots_per_rank);
   at_.resize(std::max(num_experts, static_cast<size_t>(num_ranks_)) + 2);
+  several_.resize(num_experts + 1);
+  foreign_.assign(num_experts, 0);
+  mask_.resize((num_experts + 63) / 64);
   layers_.resize(static_cast<size_t>(placement.num_layers()));
   for (size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
@@ -22,10 +26,18 @@ ForeignSlots::ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_r
     for (size_t e = 0; e < num_experts; ++e) {
       const auto homes = placement.Hosts(static_cast<int32_t>(l), static_cast<int32_t>(e));
       layer.homes.ranks.insert(layer.homes.ranks.end(), homes.begin(), homes.end());
+      layer.homes.expert_of.resize(layer.homes.ranks.size(), static_cast<int32_t>(e));
       layer.homes.first.push_back(static_cast<int32_t>(layer.homes.ranks.size()));
+    }
+    for (int32_t r = 0; r <= num_ranks_; ++r) {
+      layer.homes.rank_first.push_back(static_cast<int32_t>(layer.homes.of_rank.size()));
+      for (size_t i = 0; i < layer.homes.ranks.size(); ++i) {
+        if (layer.homes.ranks[i] == r) layer.homes.of_rank.push_back(static_cast<int32_t>(i));
+      }
     }
     most_pairs_ = std::max(most_pairs_, layer.homes.ranks.size() + num_slots);
   }
+  moved_.reserve(most_pairs_);
   const auto reserve = [&](LiveHosts* hosts) {
     hosts->first.reserve(num_experts + 1);
     hosts->home_pair.reserve(num_experts);
@@ -50,93 +62,120 @@ std::span<const int32_t> ForeignSlots::Experts(int32_t layer, int32_t rank) cons
       .subspan(static_cast<size_t>(rank) * n, n);
 }
 
+// The homes' pairs are spread out to make room for those of the slots. Raw pointers: a store into
+// one array must not make the compiler load the others' again.
 void ForeignSlots::Rebuild(const Layer& state, LiveHosts* hosts) {
   const size_t num_experts = state.homes.first.size() - 1;
-  const auto num_ranks = static_cast<size_t>(num_ranks_);
-  hosts->first.resize(num_experts + 1);
-  hosts->home_pair.resize(num_experts);
-  hosts->order.resize(num_experts);
-  hosts->rank_first.assign(num_ranks + 1, 0);
   const auto num_foreign =
       static_cast<size_t>(std::ranges::count_if(state.experts, [](int32_t e) { return e >= 0; }));
   const size_t num_pairs = state.homes.ranks.size() + num_foreign;
+  hosts->first.resize(num_experts + 1);
+  hosts->home_pair.resize(num_experts);
   hosts->ranks.resize(num_pairs);
   hosts->expert_of.resize(num_pairs);
-  hosts->of_rank.resize(num_pairs);
 
-  // Raw pointers: a store into one array must not make the compiler load the others' again.
   const int32_t* const home_first = state.homes.first.data();
   const int32_t* const home_ranks = state.homes.ranks.data();
   int32_t* const first = hosts->first.data();
   int32_t* const ranks = hosts->ranks.data();
   int32_t* const expert_of = hosts->expert_of.data();
-  int32_t* const at = at_.data();
-  std::fill(at_.begin(), at_.end(), 0);
-  for (int32_t e : state.experts) {
-    if (e >= 0) ++at[e];  // foreign copies of the expert
-  }
-  first[0] = 0;
-  for (size_t e = 0; e < num_experts; ++e) {
-    int32_t to = first[e];
-    for (int32_t i = home_first[e]; i < home_first[e + 1]; ++i, ++to) {
-      ranks[to] = home_ranks[i];
-      expert_of[to] = static_cast<int32_t>(e);
-    }
-    const int32_t foreign = at[e];
-    at[e] = to;  // where they go
-    for (int32_t i = 0; i < foreign; ++i, ++to) expert_of[to] = static_cast<int32_t>(e);
-    first[e + 1] = to;
-  }
-  for (size_t i = 0; num_foreign > 0 && i < state.experts.size(); ++i) {
-    if (state.experts[i] < 0) continue;
-    const auto e = static_cast<size_t>(state.experts[i]);
-    const auto rank = static_cast<int32_t>(i / static_cast<size_t>(slots_per_rank_));
-    int32_t to = at[e]++;  // sorted in among the hosts so far
-    for (; to > first[e] && ranks[to - 1] > rank; --to) ranks[to] = ranks[to - 1];
-    ranks[to] = rank;
-  }
   int32_t* const home_pair = hosts->home_pair.data();
-  for (size_t e = 0; e < num_experts; ++e) {
-    int32_t pair = first[e];  // ranks with a foreign copy may stand before the first home
-    while (ranks[pair] != home_ranks[home_first[e]]) ++pair;
-    home_pair[e] = pair;
+  const int32_t* const home_expert_of = state.homes.expert_of.data();
+  moved_.resize(state.homes.ranks.size());
+  int32_t* const moved = moved_.data();
+  int32_t* const foreign = foreign_.data();  // [num_experts] slots that hold it; 0 between calls
+  std::ranges::fill(mask_, 0);               // a bit for every expert with some
+  for (int32_t e : state.experts) {
+    if (e < 0) continue;
+    ++foreign[e];
+    mask_[static_cast<size_t>(e) / 64] |= uint64_t{1} << (e % 64);
   }
-  SortPairs(hosts);
+  // Stretches that end with such an expert, or with the last one, are copied as they are.
+  size_t e = 0, pair = 0;  // next expert, next home pair
+  int32_t inserted = 0;
+  const auto copy_to = [&](size_t end) {
+    for (; e < end; ++e) first[e] = home_pair[e] = home_first[e] + inserted;
+    const auto end_pair = static_cast<size_t>(home_first[end]);
+    std::copy(home_ranks + pair, home_ranks + end_pair, ranks + pair + inserted);
+    std::copy(home_expert_of + pair, home_expert_of + end_pair, expert_of + pair + inserted);
+    for (; pair < end_pair; ++pair) moved[pair] = static_cast<int32_t>(pair) + inserted;
+  };
+  for (size_t word = 0; word < mask_.size(); ++word) {
+    for (uint64_t bits = mask_[word]; bits != 0; bits &= bits - 1) {
+      copy_to(word * 64 + static_cast<size_t>(std::countr_zero(bits)) + 1);
+      const int32_t room = foreign[e - 1];
+      foreign[e - 1] = static_cast<int32_t>(pair) + inserted;  // where the next one goes
+      std::fill_n(expert_of + foreign[e - 1], room, static_cast<int32_t>(e - 1));
+      inserted += room;
+    }
+  }
+  copy_to(num_experts);
+  first[num_experts] = static_cast<int32_t>(num_pairs);
+  for (size_t i = 0; i < state.experts.size(); ++i) {
+    const int32_t f = state.experts[i];
+    if (f < 0) continue;
+    const auto rank = static_cast<int32_t>(i / static_cast<size_t>(slots_per_rank_));
+    int32_t at = foreign[f]++;  // sorted in among the hosts so far
+    for (; at > first[f] && ranks[at - 1] > rank; --at) ranks[at] = ranks[at - 1];
+    ranks[at] = rank;
+    for (int32_t h = home_first[f + 1]; h > home_first[f] && home_ranks[h - 1] > rank; --h) {
+      ++moved[h - 1];
+    }
+    home_pair[f] = moved[home_first[f]];
+  }
+  for (int32_t f : state.experts) {
+    if (f >= 0) foreign[f] = 0;
+  }
+  SortExperts(hosts);
+  SortPairs(state, hosts);
 }
 
-void ForeignSlots::SortPairs(LiveHosts* hosts) {
-  // Counting sorts: experts by number of hosts, pairs by rank.
-  const size_t num_experts = hosts->order.size();
-  const size_t num_pairs = hosts->ranks.size();
+void ForeignSlots::SortExperts(LiveHosts* hosts) {
+  const size_t num_experts = hosts->first.size() - 1;
+  const auto num_ranks = static_cast<size_t>(num_ranks_);
+  hosts->order.resize(num_experts);
   const int32_t* const first = hosts->first.data();
-  const int32_t* const ranks = hosts->ranks.data();
-  int32_t* const at = at_.data();
-  std::fill(at_.begin(), at_.end(), 0);
-  // Most experts have one host; counting those in memory would wait for each store.
-  int32_t num_single = 0;
+  // Most have one host: without a branch on it. Those with several by a counting sort.
+  int32_t* const order = hosts->order.data();
+  int32_t* const several = several_.data();
+  size_t num_single = 0, num_several = 0;
   for (size_t e = 0; e < num_experts; ++e) {
-    const int32_t num_hosts = first[e + 1] - first[e];
-    if (num_hosts == 1) {
-      ++num_single;
-    } else {
-      ++at[num_hosts + 1];
+    order[num_single] = several[num_several] = static_cast<int32_t>(e);
+    const bool single = first[e + 1] - first[e] == 1;
+    num_single += single ? 1 : 0;
+    num_several += single ? 0 : 1;
+  }
+  hosts->num_single = static_cast<int32_t>(num_single);
+  int32_t* const at = at_.data();
+  std::fill_n(at, num_ranks + 2, 0);
+  const auto num_hosts = [&](int32_t e) { return first[e + 1] - first[e]; };
+  for (size_t k = 0; k < num_several; ++k) ++at[num_hosts(several[k]) + 1];
+  at[2] = static_cast<int32_t>(num_single);
+  for (size_t n = 3; n < num_ranks + 2; ++n) at[n] += at[n - 1];
+  for (size_t k = 0; k < num_several; ++k) order[at[num_hosts(several[k])]++] = several[k];
+}
+
+void ForeignSlots::SortPairs(const Layer& state, LiveHosts* hosts) {
+  const auto num_ranks = static_cast<size_t>(num_ranks_);
+  const auto slots = static_cast<size_t>(slots_per_rank_);
+  hosts->rank_first.resize(num_ranks + 1);
+  hosts->of_rank.resize(hosts->ranks.size());
+  int32_t* const of_rank = hosts->of_rank.data();
+  const int32_t* const home_of_rank = state.homes.of_rank.data();
+  const int32_t* const moved = moved_.data();
+  size_t to = 0;
+  for (size_t r = 0; r < num_ranks; ++r) {
+    hosts->rank_first[r] = static_cast<int32_t>(to);
+    const auto end = static_cast<size_t>(state.homes.rank_first[r + 1]);
+    for (auto k = static_cast<size_t>(state.homes.rank_first[r]); k < end; ++k) {
+      of_rank[to++] = moved[home_of_rank[k]];
+    }
+    for (size_t i = r * slots; i < (r + 1) * slots; ++i) {
+      if (state.experts[i] < 0) continue;
+      of_rank[to++] = hosts->Find(state.experts[i], static_cast<int32_t>(r));
     }
   }
-  hosts->num_single = num_single;
-  at[2] = num_single;
-  for (size_t n = 3; n < at_.size(); ++n) at[n] += at[n - 1];
-  int32_t* const order = hosts->order.data();
-  int32_t next_single = 0;
-  for (size_t e = 0; e < num_experts; ++e) {
-    const int32_t num_hosts = first[e + 1] - first[e];
-    order[num_hosts == 1 ? next_single++ : at[num_hosts]++] = static_cast<int32_t>(e);
-  }
-  int32_t* const rank_first = hosts->rank_first.data();
-  for (size_t i = 0; i < num_pairs; ++i) ++rank_first[ranks[i] + 1];
-  for (size_t r = 0; r + 1 < hosts->rank_first.size(); ++r) rank_first[r + 1] += rank_first[r];
-  std::copy(hosts->rank_first.begin(), hosts->rank_first.end() - 1, at_.begin());
-  int32_t* const of_rank = hosts->of_rank.data();
-  for (size_t i = 0; i < num_pairs; ++i) of_rank[at[ranks[i]]++] = static_cast<int32_t>(i);
+  hosts->rank_first[num_ranks] = static_cast<int32_t>(to);
 }
 
 void ForeignSlots::Clear() {
@@ -202,16 +241,15 @@ void ForeignSlots::Apply(int32_t layer, std::span<WeightMove> moves, std::vector
   Rebuild(state, &spare_);
   std::swap(state.hosts, spare_);  // spare_: the hosts before the moves
   carried_.assign(state.hosts.ranks.size(), 0);
-  for (size_t e = 0; e + 1 < spare_.first.size(); ++e) {
-    int32_t to = state.hosts.first[e];
-    for (int32_t i = spare_.first[e]; i < spare_.first[e + 1]; ++i) {
-      const int64_t tokens = (*quota)[static_cast<size_t>(i)];
-      if (tokens == 0) continue;  // perhaps no longer a host
-      while (state.hosts.ranks[static_cast<size_t>(to)] != spare_.ranks[static_cast<size_t>(i)]) {
-        ++to;
-      }
-      carried_[static_cast<size_t>(to)] = tokens;
-    }
+  // Both by expert, then rank. A pair without tokens is perhaps no longer there.
+  const LiveHosts& before = spare_;
+  const LiveHosts& hosts = state.hosts;
+  size_t to = 0;
+  for (size_t i = 0; i < before.ranks.size(); ++i) {
+    const int64_t tokens = (*quota)[i];
+    if (tokens == 0) continue;
+    while (hosts.expert_of[to] != before.expert_of[i] || hosts.ranks[to] != before.ranks[i]) ++to;
+    carried_[to] = tokens;
   }
   std::swap(*quota, carried_);
 }

@@ -21,7 +21,7 @@ struct LiveHosts {
   std::vector<int32_t> home_pair;   // [num_experts] the pair of the first home
   std::vector<int32_t> order;       // [num_experts] by number of hosts, then id
   std::vector<int32_t> rank_first;  // [num_ranks + 1] into of_rank
-  std::vector<int32_t> of_rank;     // [pairs] the pairs of each rank, by expert
+  std::vector<int32_t> of_rank;     // [pairs] the pairs of each rank: homes by expert, then slots
   int32_t num_single = 0;           // experts with one host: the first of `order`
 
   std::span<const int32_t> Hosts(int32_t expert) const {
@@ -41,8 +41,11 @@ struct LiveHosts {
 
 // The homes of one layer's experts, those of the placement: always loaded, so they may send.
 struct Homes {
-  std::vector<int32_t> first;  // [num_experts + 1] into ranks
-  std::vector<int32_t> ranks;  // ascending per expert
+  std::vector<int32_t> first;       // [num_experts + 1] into ranks
+  std::vector<int32_t> ranks;       // [home pairs] ascending per expert
+  std::vector<int32_t> expert_of;   // [home pairs]
+  std::vector<int32_t> rank_first;  // [num_ranks + 1] into of_rank
+  std::vector<int32_t> of_rank;     // [home pairs] the pairs of each rank, by expert
 
   std::span<const int32_t> Hosts(int32_t expert) const {
     const auto e = static_cast<size_t>(expert);
@@ -82,7 +85,8 @@ class ForeignSlots {
     bool any = false;                // some slot is not empty
   };
   void Rebuild(const Layer& layer, LiveHosts* hosts);
-  void SortPairs(LiveHosts* hosts);  // order, rank_first, of_rank, num_single
+  void SortExperts(LiveHosts* hosts);                    // sets order, num_single
+  void SortPairs(const Layer& layer, LiveHosts* hosts);  // sets rank_first, of_rank
   // What `quota` gives to slot `slot` [num_ranks * slots_per_rank] of the layer.
   int64_t TokensOf(const Layer& layer, std::span<const int64_t> quota, size_t slot) const;
 
@@ -93,7 +97,11 @@ class ForeignSlots {
   std::vector<Layer> layers_;
   LiveHosts spare_;               // Rebuild writes here, then swaps
   std::vector<int64_t> carried_;  // [pairs]
-  std::vector<int32_t> at_;       // [max(num_experts, num_ranks) + 1]
+  std::vector<int32_t> at_;       // [max(num_experts, num_ranks) + 2]
+  std::vector<int32_t> several_;  // [num_experts + 1] experts with several hosts
+  std::vector<int32_t> foreign_;  // [num_experts]
+  std::vector<uint64_t> mask_;    // [num_experts] bits
+  std::vector<int32_t> moved_;    // [home pairs] the pair of the live hosts that each is
 };
 
 }  // namespace switchyard

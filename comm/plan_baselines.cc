@@ -13,6 +13,13 @@ void Assignment::Reset(const PlanProblem& problem) {
   tau = 0;
 }
 
+void Assignment::ResetToForced(const PlanProblem& problem) {
+  quota = problem.forced_quota;
+  spilled.clear();
+  cost = problem.forced_cost;
+  tau = 0;
+}
+
 void Assignment::Evaluate(const PlanProblem& problem) {
   std::ranges::fill(cost, 0);
   const std::vector<int32_t>& ranks = problem.hosts->ranks;
@@ -27,21 +34,29 @@ void Assignment::Evaluate(const PlanProblem& problem) {
   tau = *std::ranges::max_element(cost);
 }
 
-int64_t ReplicaBound(const PlanProblem& problem, std::span<int64_t> forced) {
-  const LiveHosts& hosts = *problem.hosts;
-  std::ranges::fill(forced, 0);
-  int64_t bound = FreeBound(problem);
-  const auto num_single = static_cast<size_t>(hosts.num_single);
-  const int32_t* const order = hosts.order.data();
+void FindForced(PlanProblem* problem) {
+  const LiveHosts& hosts = *problem->hosts;
+  problem->forced_quota.assign(hosts.ranks.size(), 0);
+  problem->forced_cost.assign(static_cast<size_t>(problem->num_ranks), 0);
+  int64_t* const quota = problem->forced_quota.data();
+  int64_t* const cost = problem->forced_cost.data();
   const int32_t* const home_pair = hosts.home_pair.data();
   const int32_t* const ranks = hosts.ranks.data();
-  const int64_t* const weights = problem.weights.data();
-  for (size_t k = 0; k < num_single; ++k) {
-    forced[static_cast<size_t>(ranks[home_pair[order[k]]])] += weights[order[k]];
+  const int64_t* const tokens = problem->tokens.data();
+  const int64_t* const weights = problem->weights.data();
+  for (const int32_t e : std::span(hosts.order).first(static_cast<size_t>(hosts.num_single))) {
+    const int32_t pair = home_pair[e];
+    quota[pair] = tokens[e];
+    cost[ranks[pair]] += weights[e];
   }
-  for (int64_t f : forced) bound = std::max(bound, f);
+}
+
+int64_t ReplicaBound(const PlanProblem& problem) {
+  const LiveHosts& hosts = *problem.hosts;
+  int64_t bound = FreeBound(problem);
+  for (int64_t cost : problem.forced_cost) bound = std::max(bound, cost);
   if (problem.max_weight <= bound) return bound;  // so is every expert's share
-  for (size_t k = num_single; k < hosts.order.size(); ++k) {
+  for (auto k = static_cast<size_t>(hosts.num_single); k < hosts.order.size(); ++k) {
     const auto e = static_cast<size_t>(hosts.order[k]);
     if (problem.weights[e] <= bound) continue;
     bound = std::max(bound, CeilDiv(problem.weights[e], hosts.first[e + 1] - hosts.first[e]));
@@ -56,16 +71,17 @@ int64_t FreeBound(const PlanProblem& problem) {
                    std::max(problem.costs.expert_read_ps, problem.costs.token_ps)});
 }
 
-PlainLoad LoadOfPlain(const PlanProblem& problem, PlanScratch* scratch) {
+PlainLoad LoadOfPlain(PlanProblem* problem, PlanScratch* scratch) {
   // Neighbours often share a home: two sums per rank keep additions from waiting for each other.
-  const auto num_ranks = static_cast<size_t>(problem.num_ranks);
+  const auto num_ranks = static_cast<size_t>(problem->num_ranks);
+  problem->plain_cost.resize(num_ranks);
   scratch->sums.assign(2 * num_ranks, {});
   RankLoad* const sums = scratch->sums.data();
-  const int32_t* const home_pair = problem.hosts->home_pair.data();
-  const int32_t* const ranks = problem.hosts->ranks.data();
-  const int64_t* const tokens = problem.tokens.data();
-  const int64_t* const weights = problem.weights.data();
-  const size_t num_experts = problem.tokens.size();
+  const int32_t* const home_pair = problem->hosts->home_pair.data();
+  const int32_t* const ranks = problem->hosts->ranks.data();
+  const int64_t* const tokens = problem->tokens.data();
+  const int64_t* const weights = problem->weights.data();
+  const size_t num_experts = problem->tokens.size();
   for (size_t e = 0; e < num_experts; ++e) {
     RankLoad& sum = sums[2 * static_cast<size_t>(ranks[home_pair[e]]) + e % 2];
     sum.tokens += tokens[e];
@@ -74,23 +90,24 @@ PlainLoad LoadOfPlain(const PlanProblem& problem, PlanScratch* scratch) {
   PlainLoad load;
   for (size_t r = 0; r < num_ranks; ++r) {
     load.max_tokens = std::max(load.max_tokens, sums[2 * r].tokens + sums[2 * r + 1].tokens);
-    load.tau = std::max(load.tau, sums[2 * r].cost + sums[2 * r + 1].cost);
+    problem->plain_cost[r] = sums[2 * r].cost + sums[2 * r + 1].cost;
+    load.tau = std::max(load.tau, problem->plain_cost[r]);
   }
   return load;
 }
 
 void PlanPlain(const PlanProblem& problem, Assignment* out) {
-  out->Reset(problem);
-  int64_t* const quota = out->quota.data();
-  int64_t* const cost = out->cost.data();
-  const int32_t* const home_pair = problem.hosts->home_pair.data();
-  const int32_t* const ranks = problem.hosts->ranks.data();
-  const size_t num_experts = problem.tokens.size();
-  for (size_t e = 0; e < num_experts; ++e) {
-    quota[home_pair[e]] = problem.tokens[e];
-    cost[ranks[home_pair[e]]] += problem.weights[e];
-  }
+  const std::vector<int32_t>& home_pair = problem.hosts->home_pair;
+  out->spilled.clear();
+  out->cost = problem.plain_cost;
   out->tau = *std::ranges::max_element(out->cost);
+  if (home_pair.size() == problem.hosts->ranks.size()) {  // a pair is an expert
+    out->quota = problem.tokens;
+    return;
+  }
+  out->quota.assign(problem.hosts->ranks.size(), 0);
+  int64_t* const quota = out->quota.data();
+  for (size_t e = 0; e < home_pair.size(); ++e) quota[home_pair[e]] = problem.tokens[e];
 }
 
 void PlanEven(const PlanProblem& problem, Assignment* out) {

@@ -96,15 +96,16 @@ class Augmenter {
 
 bool PlanActivated(const PlanProblem& problem, int64_t bound, PlanScratch* scratch,
                    Assignment* out) {
-  out->Reset(problem);
+  out->ResetToForced(problem);
   const LiveHosts& hosts = *problem.hosts;
-  std::vector<int32_t>& host_of = scratch->host_of;
-  host_of.resize(problem.tokens.size());
+  const auto choices = std::span(hosts.order).subspan(static_cast<size_t>(hosts.num_single));
+  scratch->host_of.resize(problem.tokens.size());
+  int32_t* const host_of = scratch->host_of.data();
   int64_t* const cost = out->cost.data();
   const int32_t* const first = hosts.first.data();
   const int32_t* const ranks = hosts.ranks.data();
   const int64_t* const weights = problem.weights.data();
-  for (const int32_t e : hosts.order) {
+  for (const int32_t e : choices) {
     if (weights[e] == 0) continue;
     int32_t best = first[e];
     int64_t least = cost[ranks[best]];
@@ -114,7 +115,7 @@ bool PlanActivated(const PlanProblem& problem, int64_t bound, PlanScratch* scrat
         best = i;
       }
     }
-    host_of[static_cast<size_t>(e)] = best;
+    host_of[e] = best;
     cost[ranks[best]] = least + weights[e];
   }
   auto most = std::ranges::max_element(out->cost);
@@ -132,8 +133,9 @@ bool PlanActivated(const PlanProblem& problem, int64_t bound, PlanScratch* scrat
     proven = proven || *most <= bound;
   }
   out->tau = *most;
-  for (size_t e = 0; e < problem.tokens.size(); ++e) {
-    if (problem.tokens[e] > 0) out->quota[static_cast<size_t>(host_of[e])] = problem.tokens[e];
+  for (const int32_t e : choices) {
+    const int64_t tokens = problem.tokens[static_cast<size_t>(e)];
+    if (tokens > 0) out->quota[static_cast<size_t>(host_of[e])] = tokens;
   }
   return proven;
 }

@@ -24,8 +24,11 @@ struct PlanProblem {
   int64_t total = 0;             // sum of tokens
   int64_t total_weight = 0;      // sum of weights
   int64_t max_weight = 0;
-  int32_t activated = 0;         // experts with tokens
-  int32_t num_memory_bound = 0;  // of them, those whose reading takes longer than computing
+  int32_t activated = 0;              // experts with tokens
+  int32_t num_memory_bound = 0;       // of them, those whose reading takes longer than computing
+  std::vector<int64_t> plain_cost;    // [num_ranks] ps of plain expert parallelism
+  std::vector<int64_t> forced_cost;   // [num_ranks] ps of the experts with one host
+  std::vector<int64_t> forced_quota;  // [pairs of the hosts] tokens of those, else 0
 
   int32_t num_experts() const { return static_cast<int32_t>(tokens.size()); }
   // Every activated expert costs its reading alone.
@@ -47,6 +50,8 @@ struct Assignment {
   int64_t tau = 0;            // the largest cost
 
   void Reset(const PlanProblem& problem);
+  // What no plan without moves can change: experts with one host.
+  void ResetToForced(const PlanProblem& problem);
   // Costs and tau from quota and spilled.
   void Evaluate(const PlanProblem& problem);
 };
@@ -67,6 +72,7 @@ struct PlanScratch {
   std::vector<int32_t> by_cost;     // [num_ranks]
   std::vector<int32_t> free_slots;  // [num_ranks]
   std::vector<int32_t> order;       // [num_experts]
+  std::vector<uint8_t> spilled;     // [num_experts]
   Assignment attempt;               // of PlanSpill
 };
 
@@ -76,19 +82,21 @@ struct LlepOptions {
   int32_t lambda_percent = 130;  // plain below this max over mean load of the ranks
 };
 
+// Sets forced_cost and forced_quota.
+void FindForced(PlanProblem* problem);
 // No plan over the live hosts costs less: from the total, each rank's and each expert's forced
-// share and the count of activated experts.
-int64_t ReplicaBound(const PlanProblem& problem, std::span<int64_t> forced);
+// share and the count of activated experts. After FindForced.
+int64_t ReplicaBound(const PlanProblem& problem);
 // No plan costs less even if every rank held every expert and moving were free.
 int64_t FreeBound(const PlanProblem& problem);
 
 // ---- plan_baselines.cc ----
-// What PlanPlain would cost, without making it.
+// What PlanPlain would cost, without making it; sets plain_cost.
 struct PlainLoad {
   int64_t tau = 0;
   int64_t max_tokens = 0;  // of one rank
 };
-PlainLoad LoadOfPlain(const PlanProblem& problem, PlanScratch* scratch);
+PlainLoad LoadOfPlain(PlanProblem* problem, PlanScratch* scratch);
 void PlanPlain(const PlanProblem& problem, Assignment* out);
 void PlanEven(const PlanProblem& problem, Assignment* out);
 // Least-loaded expert parallelism as published (arXiv 2601.17111 and its code): experts by
@@ -107,8 +115,8 @@ bool PlanActivated(const PlanProblem& problem, int64_t bound, PlanScratch* scrat
                    Assignment* out);
 
 // ---- plan_replicas.cc: regime B ----
-// Expert after expert fills its cheapest hosts up to `target` ps, the rest is poured level; target
-// 0 pours from the start.
+// From the forced shares on, expert after expert fills its cheapest hosts up to `target` ps, the
+// rest is poured level; target 0 pours from the start.
 void PlanFill(const PlanProblem& problem, int64_t target, PlanScratch* scratch, Assignment* out);
 // Moves tokens between hosts until the most tokens on one rank are fewest (exact). Returns that
 // number.

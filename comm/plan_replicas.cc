@@ -27,7 +27,7 @@ void SortByCost(const LiveHosts& hosts, int32_t first, int32_t last, std::span<c
 }  // namespace
 
 void PlanFill(const PlanProblem& problem, int64_t target, PlanScratch* scratch, Assignment* out) {
-  out->Reset(problem);
+  out->ResetToForced(problem);
   const LiveHosts& hosts = *problem.hosts;
   const PlanCosts& costs = problem.costs;
   std::vector<int64_t>& cost = out->cost;
@@ -40,15 +40,11 @@ void PlanFill(const PlanProblem& problem, int64_t target, PlanScratch* scratch, 
     cost_of(pair) += costs.Compute(quota + tokens) - costs.Compute(quota);
     quota += tokens;
   };
-  for (int32_t expert : hosts.order) {
+  for (int32_t expert : std::span(hosts.order).subspan(static_cast<size_t>(hosts.num_single))) {
     const auto e = static_cast<size_t>(expert);
     int64_t left = problem.tokens[e];
     if (left == 0) continue;
     const int32_t first = hosts.first[e], last = hosts.first[e + 1];
-    if (last - first == 1) {
-      give(first, left);
-      continue;
-    }
     SortByCost(hosts, first, last, cost, &pairs);
     for (int32_t pair : pairs) {
       const int64_t room = target - cost_of(pair);
