@@ -5,7 +5,8 @@
 //
 // Equal bits: every op computes each row from that row alone, in an order that depends neither on
 // the number of rows nor on threads (DESIGN.md section 1). "act" below is the activation type,
-// float32 or bfloat16.
+// float32 or bfloat16. Where weights are quantised, so are the activations inside the op: int8 with
+// one scale per row and 128 inputs, products exact within a group of weights.
 #pragma once
 
 #include <cstdint>
@@ -16,16 +17,35 @@
 
 #include "kernels/routing_policy.h"
 #include "kernels/tensor.h"
+#include "kernels/weight_format.h"
 
 namespace switchyard {
+
+// kF32 or kBF16.
+constexpr WeightFormat FormatOf(DType dtype) {
+  return {.type = dtype == DType::kBF16 ? WeightType::kBF16 : WeightType::kF32};
+}
+// "float32", "bfloat16", "int8/128", "int4/32", "int4/128/zero": with the group, and whether there
+// are zero points.
+std::string WeightFormatName(const WeightFormat& format);
 
 // A weight matrix [n, k] in the back end's own layout. Immutable after packing; may be read by many
 // threads.
 struct PackedMatrix {
   int64_t n = 0;  // output features
   int64_t k = 0;  // input features
-  DType dtype = DType::kF32;
+  WeightFormat format = {};
   Buffer storage;
+};
+
+// Weights that a checkpoint keeps as integers: w[j, i] = scales[j, g] * (codes[j, i] - zero), where
+// g = i / group and zero = zeros[j, g], or 128 (kInt8) or 8 (kInt4) without zeros.
+struct QuantizedTensor {
+  int64_t n = 0, k = 0;
+  WeightFormat format;             // kInt8 or kInt4; its group: a multiple of 32, or at least k
+  std::span<const uint8_t> codes;  // [n, k], one a byte
+  std::span<const float> scales;   // [n, ceil(k / group)], kept as float16: the nearest one
+  std::span<const uint8_t> zeros;  // [n, ceil(k / group)], empty without zero_points
 };
 
 // One gated MLP: out = down( silu(gate·x) * (up·x) ). Widths may differ between experts.
@@ -133,13 +153,23 @@ class ComputeBackend {
   // What calls within `limits` may allocate.
   virtual ScratchBytes MaxScratch(const ScratchLimits& limits) const = 0;
 
-  // Packs row-major [n, k] float32 or bfloat16, keeping the dtype.
-  virtual PackedMatrix Pack(const Tensor& weight) = 0;
+  // Packs row-major [n, k] float32 or bfloat16. kF32 and kBF16 are for weights of that type; kInt8
+  // and kInt4 quantise here, without zero points.
+  virtual PackedMatrix Pack(const Tensor& weight, const WeightFormat& format) = 0;
+  // The same values (scales rounded to float16). Groups of the source that are neither 32 nor 128
+  // are cut into such with equal scales.
+  virtual PackedMatrix Pack(const QuantizedTensor& weight) = 0;
   // gate, up: [width, hidden]; down: [hidden, width].
-  virtual MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) = 0;
+  virtual MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down,
+                             const WeightFormat& format) = 0;
+  // REQUIRES: gate and up have one format.
+  virtual MlpWeights PackMlp(const QuantizedTensor& gate, const QuantizedTensor& up,
+                             const QuantizedTensor& down) = 0;
   // Room for a packed MLP of this shape: the bytes of another one's gate_up and down may be copied
   // into it, also from another back end of the same numerics_id. What it holds is not defined.
-  virtual MlpWeights MakeMlp(int64_t width, int64_t hidden, DType dtype) = 0;
+  virtual MlpWeights MakeMlp(int64_t width, int64_t hidden, const WeightFormat& format) = 0;
+  // Bytes of a packed matrix [n, k].
+  virtual size_t PackedBytes(int64_t n, int64_t k, const WeightFormat& format) const = 0;
 
   // table: [vocab, hidden] float32 or bfloat16; out: [rows, hidden] float32. REQUIRES: 0 <= id <
   // vocab.
@@ -149,8 +179,8 @@ class ComputeBackend {
   // when float32. RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight.
   virtual void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) = 0;
 
-  // out[r, j] = sum_k x[r, k] * w[j, k] (+ bias[j]). x: [rows, k] of w's dtype; bias: [n] float32
-  // or null; out: [rows, n] float32 or act.
+  // out[r, j] = sum_k x[r, k] * w[j, k] (+ bias[j]). x: [rows, k] of w's type, or act where w is
+  // quantised; bias: [n] float32 or null; out: [rows, n] float32 or act.
   virtual void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
                       const Tensor& out) = 0;
 
@@ -169,8 +199,9 @@ class ComputeBackend {
   // ascending order.
   virtual void Attention(const AttentionArgs& args) = 0;
 
-  // x, out: [rows, hidden] act; the groups cover disjoint row ranges. out rows outside all groups
-  // are left alone.
+  // x, out: [rows, hidden] act, which is the weights' type unless they are quantised; formats may
+  // differ between groups. The groups cover disjoint row ranges; out rows outside all groups are
+  // left alone.
   virtual void GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, const Tensor& out) = 0;
 
   // residual [rows, hidden] float32 += sum_j weights[r, j] * expert_rows[row_of[r * top_k + j]], j
@@ -207,8 +238,9 @@ class ComputeBackend {
 
 class ThreadPool;
 
-// "auto" takes the best path of this CPU; "avx512" (AVX-512 with BF16), "avx2" or "portable" force
-// one. Null, with `error` set, when the CPU lacks it. The pool must outlive the backend.
+// "auto" takes the best path of this CPU; "avx512" (AVX-512 with BF16 and VNNI), "avx2" or
+// "portable" force one. Null, with `error` set, when the CPU lacks it. The pool must outlive the
+// backend.
 std::unique_ptr<ComputeBackend> MakeCpuBackend(ThreadPool* pool, const std::string& isa,
                                                std::string* error);
 // The paths this CPU can run, best first.

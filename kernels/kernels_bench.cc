@@ -112,7 +112,7 @@ void BenchMatmul(ComputeBackend& backend, DType type, const Options& options,
   std::vector<PackedMatrix> w;
   {
     const RandomTensor dense(type, kHidden, kHidden, 1);
-    for (int i = 0; i < kMatrices; ++i) w.push_back(backend.Pack(dense.t));
+    for (int i = 0; i < kMatrices; ++i) w.push_back(backend.Pack(dense.t, FormatOf(type)));
   }
   for (int64_t rows : {1, 2, 4, 6, 8, 16, 64, 512}) {
     const RandomTensor x(type, rows, kHidden, 2), out(type, rows, kHidden, 3);
@@ -131,7 +131,8 @@ void BenchMoe(ComputeBackend& backend, DType type, const Options& options, const
   {
     const RandomTensor gate(type, kWidth, kHidden, 1), up(type, kWidth, kHidden, 2),
         down(type, kHidden, kWidth, 3);
-    for (int i = 0; i < kExperts; ++i) experts.push_back(backend.PackMlp(gate.t, up.t, down.t));
+    for (int i = 0; i < kExperts; ++i)
+      experts.push_back(backend.PackMlp(gate.t, up.t, down.t, FormatOf(type)));
   }
   const double expert_bytes =
       static_cast<double>(experts[0].gate_up.storage.bytes() + experts[0].down.storage.bytes());

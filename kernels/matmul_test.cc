@@ -21,7 +21,7 @@ void CheckMatmul(ComputeBackend& backend, Random& random, const Shape& s, DType 
   const Guarded x = random.Normal(act, {s.m, s.k});
   const Guarded w = random.Normal(act, {s.n, s.k});
   const Guarded bias = random.Normal(DType::kF32, {s.n});
-  const PackedMatrix packed = backend.Pack(w.t());
+  const PackedMatrix packed = backend.Pack(w.t(), FormatOf(act));
   const Guarded out(out_type, {s.m, s.n});
   backend.Matmul(x.t(), packed, with_bias ? bias.t().as<float>() : nullptr, out.t());
   const Matrix wx = reference::Widen(x.t()), ww = reference::Widen(w.t());
@@ -64,10 +64,10 @@ TEST_P(MatmulTest, RowsDoNotDependOnTheBatchOrThreads) {
       const Guarded w = random.Normal(act, {s.n, s.k});
       const Guarded want(act, {s.m, s.n});
       const PooledBackend first = MakeBackend(GetParam(), 1);
-      first->Matmul(x.t(), first->Pack(w.t()), nullptr, want.t());
+      first->Matmul(x.t(), first->Pack(w.t(), FormatOf(act)), nullptr, want.t());
       for (int threads : {1, 2, 5}) {
         const PooledBackend backend = MakeBackend(GetParam(), threads);
-        const PackedMatrix packed = backend->Pack(w.t());
+        const PackedMatrix packed = backend->Pack(w.t(), FormatOf(act));
         for (int64_t size = 1; size <= kRows; ++size) {
           for (int64_t begin = 0; begin + size <= kRows; begin += size == 1 ? 1 : 7) {
             const Guarded out(act, {size, s.n});
@@ -94,7 +94,7 @@ Expert MakeExpert(ComputeBackend& backend, Random& random, int64_t hidden, int64
            random.Normal(act, {width, hidden}, scale),
            random.Normal(act, {hidden, width}, scale),
            {}};
-  e.packed = backend.PackMlp(e.gate.t(), e.up.t(), e.down.t());
+  e.packed = backend.PackMlp(e.gate.t(), e.up.t(), e.down.t(), FormatOf(act));
   return e;
 }
 
@@ -173,7 +173,7 @@ TEST_P(MatmulTest, NaNStaysInItsRow) {
   const PooledBackend backend = MakeBackend(GetParam(), 2);
   const Guarded x = random.Normal(DType::kF32, {9, 40});
   const Guarded w = random.Normal(DType::kF32, {33, 40});
-  const PackedMatrix packed = backend->Pack(w.t());
+  const PackedMatrix packed = backend->Pack(w.t(), FormatOf(DType::kF32));
   const Guarded clean(DType::kF32, {9, 33}), out(DType::kF32, {9, 33});
   backend->Matmul(x.t(), packed, nullptr, clean.t());
   x.t().as<float>()[4 * 40 + 11] = NAN;

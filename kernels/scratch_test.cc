@@ -16,7 +16,7 @@ void Matmul(ComputeBackend& backend, Random& random, const ScratchLimits& l) {
   const Guarded x = random.Normal(l.act, {l.matmul_rows, l.matmul_k});
   const Guarded w = random.Normal(l.act, {5, l.matmul_k});
   const Guarded out(DType::kF32, {l.matmul_rows, 5});
-  backend.Matmul(x.t(), backend.Pack(w.t()), nullptr, out.t());
+  backend.Matmul(x.t(), backend.Pack(w.t(), FormatOf(l.act)), nullptr, out.t());
 }
 
 void Mlp(ComputeBackend& backend, Random& random, const ScratchLimits& l) {
@@ -24,7 +24,7 @@ void Mlp(ComputeBackend& backend, Random& random, const ScratchLimits& l) {
   const Guarded up = random.Normal(l.act, {l.mlp_width, l.mlp_hidden});
   const Guarded down = random.Normal(l.act, {l.mlp_hidden, l.mlp_width});
   const Guarded out(l.act, {l.mlp_rows, l.mlp_hidden});
-  const MlpWeights weights = backend.PackMlp(up.t(), up.t(), down.t());
+  const MlpWeights weights = backend.PackMlp(up.t(), up.t(), down.t(), FormatOf(l.act));
   const int64_t half = l.mlp_rows / 2;
   const MlpGroup groups[] = {{&weights, 0, half}, {&weights, half, l.mlp_rows}};
   backend.GroupedMlp(x.t(), groups, out.t());

@@ -35,7 +35,8 @@ class ExpertWorkerTest : public testing::Test {
     for (int32_t e = 0; e < kExperts; ++e) {
       Tensor up(ones.data(), DType::kF32, {kWidth, kHidden});
       Tensor down(ones.data(), DType::kF32, {kHidden, kWidth});
-      weights->experts[0].push_back(std::make_shared<MlpWeights>(backend->PackMlp(up, up, down)));
+      weights->experts[0].push_back(
+          std::make_shared<MlpWeights>(backend->PackMlp(up, up, down, FormatOf(up.dtype))));
       for (float& w : ones) w *= -2.0f;
     }
     backend->Synchronize();

@@ -30,7 +30,7 @@ ForeignExperts::ForeignExperts(const ForeignExpertsShape& shape,
   slots_.resize(static_cast<size_t>(shape.num_moe_layers));
   for (std::vector<MlpWeights>& layer : slots_) {
     for (int32_t b = 0; b < shape.slots; ++b) {
-      layer.push_back(backend->MakeMlp(shape.width, shape.hidden, shape.dtype));
+      layer.push_back(backend->MakeMlp(shape.width, shape.hidden, FormatOf(shape.dtype)));
     }
   }
   if (shape.slots == 0) return;

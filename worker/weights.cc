@@ -26,7 +26,7 @@ class Loader {
 
   PackedMatrix Matrix(TensorRole role, int32_t layer = -1) const {
     Checkpoint::Loaded loaded = checkpoint_.Load({role, layer}, dtype_);
-    PackedMatrix out = backend_->Pack(loaded.view);
+    PackedMatrix out = backend_->Pack(loaded.view, FormatOf(dtype_));
     backend_->Synchronize();
     Done(loaded);
     return out;
@@ -36,7 +36,7 @@ class Loader {
     Checkpoint::Loaded gate = checkpoint_.Load(gate_key, dtype_);
     Checkpoint::Loaded up = checkpoint_.Load(up_key, dtype_);
     Checkpoint::Loaded down = checkpoint_.Load(down_key, dtype_);
-    MlpWeights out = backend_->PackMlp(gate.view, up.view, down.view);
+    MlpWeights out = backend_->PackMlp(gate.view, up.view, down.view, FormatOf(dtype_));
     backend_->Synchronize();
     Done(gate);
     Done(up);
@@ -114,7 +114,7 @@ std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& c
   weights->embedding =
       weights->embedding_storage.View(dtype, {config.vocab_size, config.hidden_size});
   if (config.tie_word_embeddings) {
-    weights->lm_head = backend->Pack(weights->embedding);
+    weights->lm_head = backend->Pack(weights->embedding, FormatOf(dtype));
     backend->Synchronize();
   }
   embedding.Release();

@@ -10,7 +10,9 @@ fail() {
   exit 1
 }
 case $path in
-  avx512) pattern=vdpbf16ps; has "$@" || fail "no bfloat16 dot products" ;;
+  avx512)
+    pattern=vdpbf16ps; has "$@" || fail "no bfloat16 dot products"
+    pattern=vpdpbusd; has "$@" || fail "no byte dot products" ;;
   avx2)
     pattern=vfmadd; has "$@" || fail "no fused multiply-adds"
     pattern=%zmm; has "$@" && fail "AVX-512 instructions" ;;

@@ -41,9 +41,12 @@ std::byte* CpuBackend::Scratch(Buffer* buffer, size_t bytes) {
 }
 
 ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
-  const bool is_bf16 = limits.act == DType::kBF16;
+  // Weights of the activations' type, or quantised: the format whose rows take the most.
   const auto packed = [&](int64_t rows, int64_t k) {
-    return static_cast<size_t>(rows) * kernels_->packed_row_bytes(k, is_bf16);
+    size_t row_bytes = kernels_->packed_row_bytes(k, FormatOf(limits.act));
+    for (WeightType type : {WeightType::kInt8, WeightType::kInt4})
+      row_bytes = std::max(row_bytes, kernels_->packed_row_bytes(k, {type, 32}));
+    return static_cast<size_t>(rows) * row_bytes;
   };
   const size_t rows = std::max(packed(limits.matmul_rows, limits.matmul_k),
                                packed(limits.mlp_rows, limits.mlp_hidden));
@@ -55,24 +58,40 @@ ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
               static_cast<size_t>(limits.combine_hidden) * sizeof(float))};
 }
 
-PackedMatrix CpuBackend::Pack(const Tensor& weight) {
+PackedMatrix CpuBackend::Pack(const Tensor& weight, const WeightFormat& format) {
+  return PackPanels(pool_, std::array{weight}, format);
+}
+
+PackedMatrix CpuBackend::Pack(const QuantizedTensor& weight) {
   return PackPanels(pool_, std::array{weight});
 }
 
-MlpWeights CpuBackend::PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) {
-  MlpWeights w;
-  w.width = gate.dim(0);
-  SY_CHECK_EQ(down.dim(1), w.width);
+MlpWeights CpuBackend::PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down,
+                               const WeightFormat& format) {
+  SY_CHECK_EQ(down.dim(1), gate.dim(0));
   SY_CHECK_EQ(down.dim(0), gate.dim(1));
-  w.gate_up = PackPanels(pool_, std::array{gate, up});
-  w.down = PackPanels(pool_, std::array{down});
-  return w;
+  return {.gate_up = PackPanels(pool_, std::array{gate, up}, format),
+          .down = PackPanels(pool_, std::array{down}, format),
+          .width = gate.dim(0)};
 }
 
-MlpWeights CpuBackend::MakeMlp(int64_t width, int64_t hidden, DType dtype) {
-  return {.gate_up = MakePanels(width, hidden, dtype, 2),
-          .down = MakePanels(hidden, width, dtype, 1),
+MlpWeights CpuBackend::PackMlp(const QuantizedTensor& gate, const QuantizedTensor& up,
+                               const QuantizedTensor& down) {
+  SY_CHECK_EQ(down.k, gate.n);
+  SY_CHECK_EQ(down.n, gate.k);
+  return {.gate_up = PackPanels(pool_, std::array{gate, up}),
+          .down = PackPanels(pool_, std::array{down}),
+          .width = gate.n};
+}
+
+MlpWeights CpuBackend::MakeMlp(int64_t width, int64_t hidden, const WeightFormat& format) {
+  return {.gate_up = MakePanels(width, hidden, format, 2),
+          .down = MakePanels(hidden, width, format, 1),
           .width = width};
+}
+
+size_t CpuBackend::PackedBytes(int64_t n, int64_t k, const WeightFormat& format) const {
+  return static_cast<size_t>(NumPanels(n)) * PanelBytes(k, format);
 }
 
 void CpuBackend::Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) {
@@ -203,6 +222,12 @@ void CpuBackend::Score(const Tensor& logits, std::span<const int32_t> target, in
 }  // namespace switchyard::cpu
 
 namespace switchyard {
+
+std::string WeightFormatName(const WeightFormat& format) {
+  if (!IsQuantized(format)) return format.type == WeightType::kF32 ? "float32" : "bfloat16";
+  return (format.type == WeightType::kInt8 ? "int8/" : "int4/") + std::to_string(format.group) +
+         (format.zero_points ? "/zero" : "");
+}
 
 std::unique_ptr<ComputeBackend> MakeCpuBackend(ThreadPool* pool, const std::string& isa,
                                                std::string* error) {

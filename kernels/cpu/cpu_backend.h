@@ -26,9 +26,14 @@ class CpuBackend final : public ComputeBackend {
   size_t scratch_bytes() const {
     return packed_rows_.bytes() + packed_hidden_.bytes() + attention_states_.bytes();
   }
-  PackedMatrix Pack(const Tensor& weight) override;
-  MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down) override;
-  MlpWeights MakeMlp(int64_t width, int64_t hidden, DType dtype) override;
+  PackedMatrix Pack(const Tensor& weight, const WeightFormat& format) override;
+  PackedMatrix Pack(const QuantizedTensor& weight) override;
+  MlpWeights PackMlp(const Tensor& gate, const Tensor& up, const Tensor& down,
+                     const WeightFormat& format) override;
+  MlpWeights PackMlp(const QuantizedTensor& gate, const QuantizedTensor& up,
+                     const QuantizedTensor& down) override;
+  MlpWeights MakeMlp(int64_t width, int64_t hidden, const WeightFormat& format) override;
+  size_t PackedBytes(int64_t n, int64_t k, const WeightFormat& format) const override;
   void Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) override;
   void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) override;
   void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
@@ -50,10 +55,11 @@ class CpuBackend final : public ComputeBackend {
   void Synchronize() override {}
 
  private:
-  // A packed group of rows: where its blocks begin in the scratch.
+  // A block of rows to be packed.
   struct RowBlock {
     int64_t first_row = 0;  // in x
     int64_t rows = 0;
+    WeightFormat format = {};
     std::byte* out = nullptr;
   };
   // Bytes from the start of the scratch at which a group's packed rows begin.
@@ -97,8 +103,9 @@ class CpuBackend final : public ComputeBackend {
     });
   }
 
-  // Queues the blocks of rows [first, first + rows) for packing at `out`.
-  void AddBlocks(int64_t first, int64_t rows, int64_t row_bytes, std::byte* out);
+  // Queues the blocks of rows [first, first + rows), each of k elements, for packing at `out`.
+  void AddBlocks(int64_t first, int64_t rows, int64_t k, const WeightFormat& format,
+                 std::byte* out);
   void PackBlocks(const Tensor& x);
   std::byte* Scratch(Buffer* buffer, size_t bytes);
   static size_t MaxThreadStateBytes(const ScratchLimits& limits);

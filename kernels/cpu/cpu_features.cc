@@ -41,10 +41,13 @@ Features Detect() {
   const Registers leaf1 = Cpuid(1, 0);
   const Registers leaf7 = Cpuid(7, 0);
   Features f;
-  f.avx2 = (states & kYmm) == kYmm && Bit(leaf1.ecx, 28) && Bit(leaf1.ecx, 12) && Bit(leaf7.ebx, 5);
-  // F, DQ, BW, VL, and BF16 in subleaf 1.
+  // AVX, FMA, F16C, AVX2.
+  f.avx2 = (states & kYmm) == kYmm && Bit(leaf1.ecx, 28) && Bit(leaf1.ecx, 12) &&
+           Bit(leaf1.ecx, 29) && Bit(leaf7.ebx, 5);
+  // F, DQ, BW, VL, VNNI, and BF16 in subleaf 1.
   f.avx512 = f.avx2 && (states & kZmm) == kZmm && Bit(leaf7.ebx, 16) && Bit(leaf7.ebx, 17) &&
-             Bit(leaf7.ebx, 30) && Bit(leaf7.ebx, 31) && leaf7.eax >= 1 && Bit(Cpuid(7, 1).eax, 5);
+             Bit(leaf7.ebx, 30) && Bit(leaf7.ebx, 31) && Bit(leaf7.ecx, 11) && leaf7.eax >= 1 &&
+             Bit(Cpuid(7, 1).eax, 5);
   return f;
 }
 

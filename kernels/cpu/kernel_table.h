@@ -2,13 +2,19 @@
 // one work item for one thread: no threads, no allocation, no checks. CpuBackend cuts ops into
 // items. Element types are float or uint16_t (bfloat16 bits); `bf16` flags say which.
 //
-// Weight panels: 16 output columns each, K-major: float32 [panel][k][16]; bfloat16
-// [panel][ceil(k/2)][16][2], so that a 32-bit lane holds the pair (k, k+1) of one column. Padding
-// is zero. One layout for every number of rows.
+// Weight panels: 16 output columns each, K-major, so that a 32-bit lane belongs to one column:
+//   kF32   [panel][k][16]
+//   kBF16  [panel][ceil(k/2)][16][2]: pairs (k, k+1)
+//   kInt8  [panel]{ scales [groups][16] float16, zero points [groups][16] uint8 if there are any,
+//          padding to 64 bytes, codes [ceil(k/4)][16][4] }
+//   kInt4  the same with codes [ceil(k/8)][16][4]: low halves k … k+3, high halves k+4 … k+7
+// Padding is zero weights. One layout for every number of rows.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "kernels/weight_format.h"
 
 // Functions here are used by files of every path: always inlined, so that no path's copy is ever
 // linked for another.
@@ -22,8 +28,31 @@ constexpr int kAttentionSplit = 256;  // absolute positions per split: a numeric
 constexpr int64_t kMaxItemTiles = 768;
 
 SY_SHARED constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
-SY_SHARED constexpr size_t PanelBytes(int64_t k, bool bf16) {
-  return bf16 ? static_cast<size_t>((k + 1) / 2) * 64 : static_cast<size_t>(k) * 64;
+SY_SHARED constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Inputs of a row that share a scale where activations are quantised: a numerics constant, the
+// largest group of weights.
+constexpr int64_t kActGroup = 128;
+
+// Where the parts of a quantised panel begin.
+SY_SHARED constexpr size_t ZerosOffset(int64_t k, WeightFormat f) {
+  return static_cast<size_t>(CeilDiv(k, f.group)) * 2 * kPanelColumns;
+}
+SY_SHARED constexpr size_t CodesOffset(int64_t k, WeightFormat f) {
+  const size_t zeros = f.zero_points ? static_cast<size_t>(CeilDiv(k, f.group) * kPanelColumns) : 0;
+  return (ZerosOffset(k, f) + zeros + 63) / 64 * 64;
+}
+SY_SHARED constexpr size_t PanelBytes(int64_t k, WeightFormat f) {
+  switch (f.type) {
+    case WeightType::kF32:
+      return static_cast<size_t>(k) * 64;
+    case WeightType::kBF16:
+      return static_cast<size_t>(CeilDiv(k, 2)) * 64;
+    case WeightType::kInt8:
+      return CodesOffset(k, f) + static_cast<size_t>(CeilDiv(k, 4)) * 64;
+    case WeightType::kInt4:
+      return CodesOffset(k, f) + static_cast<size_t>(CeilDiv(k, 8)) * 64;
+  }
+  return 0;
 }
 
 // A group of rows is cut into NumBlocks() blocks of almost equal size, at most max_rows each.
@@ -34,14 +63,16 @@ SY_SHARED constexpr int64_t BlockBegin(int64_t rows, int64_t num_blocks, int64_t
   return rows * block / num_blocks;
 }
 
-// Copies rows [begin, end) of one block into the form that the tiles read: [k][rows] (pairs of
-// bfloat16 where the path has a dot product, else float32).
+// Copies the rows of one block into the form that the tiles of a weight format read: [k][rows]
+// (pairs of bfloat16 where the path has a dot product, else float32), or quantised: see
+// row_packing.h.
 struct PackRowsItem {
   const void* x = nullptr;  // the block's first row
+  bool bf16 = false;        // x's type
   int64_t ld = 0;           // elements between rows
   int64_t rows = 0;         // 1..max_rows
   int64_t k = 0;
-  bool bf16 = false;
+  WeightFormat format = {};
   void* out = nullptr;
 };
 
@@ -52,19 +83,23 @@ struct MatmulItem {
   int64_t block_begin = 0, block_end = 0;
   const void* w = nullptr;  // panels of the whole matrix
   int64_t k = 0;
-  bool bf16 = false;
+  WeightFormat format = {};
   int64_t panel_begin = 0, panel_end = 0;
   // Epilogue of matmul: out[row][column] of type out_bf16, plus bias.
   int64_t n = 0;
   const float* bias = nullptr;  // [n] or null
   void* out = nullptr;          // row 0 of the group
   bool out_bf16 = false;
-  int64_t out_ld = 0;  // Epilogue of mlp_up: silu(gate) * up, rounded to the activation type, as
-                       // packed rows of [rows, width]. Panels come
-  // in pairs (gate, up).
+  int64_t out_ld = 0;
+  // Epilogue of mlp_up: silu(gate) * up as rows of [rows, width], packed for weights of
+  // `down_format`. Panels come in pairs (gate, up); where down is quantised, panel_begin is a
+  // multiple of kActGroupPanels.
   int64_t width = 0;
+  WeightFormat down_format = {};
   void* packed_out = nullptr;
 };
+// Panels of gate and up that make one group of the hidden row.
+constexpr int64_t kActGroupPanels = 2 * kActGroup / kPanelColumns;
 
 // Rows of one sequence x one kv head x the splits [split_begin, split_end) of its positions. A
 // query is one (row, head of the group); query i of an item is row i / group, head i % group. Every
@@ -107,7 +142,7 @@ struct KernelTable {
   const char* name;
   int max_rows;  // of a block
   // Bytes of one packed row of k elements.
-  size_t (*packed_row_bytes)(int64_t k, bool bf16);
+  size_t (*packed_row_bytes)(int64_t k, WeightFormat format);
   // Panels that the tiles of a group of `rows` take at once: items should hold a multiple.
   int (*panels_for_rows)(int64_t rows);
   void (*pack_rows)(const PackRowsItem&);

@@ -7,10 +7,12 @@
 
 namespace switchyard::SY_CPU_PATH {
 
-// matmul_kernel.cc
-size_t PackedRowBytes(int64_t k, bool bf16);
-int PanelsForRows(int64_t rows);
+// row_packing.cc
+size_t PackedRowBytes(int64_t k, WeightFormat format);
 void PackRows(const cpu::PackRowsItem& item);
+
+// matmul_kernel.cc
+int PanelsForRows(int64_t rows);
 void Matmul(const cpu::MatmulItem& item);
 void MlpUp(const cpu::MatmulItem& item);
 

@@ -6,14 +6,16 @@ namespace switchyard::cpu {
 namespace {
 
 constexpr int64_t kMaxItemRows = 96;
-constexpr int64_t kMaxItemPanels = 8;
+constexpr int64_t kMaxItemPanels = 8;  // with that many rows
+static_assert(kMaxItemRows * kMaxItemPanels <= kMaxItemTiles);
+static_assert(kActGroupPanels <= kMaxItemTiles / 8);  // 8: the largest block of rows
 constexpr int64_t kMinItemMacs = int64_t{1} << 16;
 constexpr int64_t kItemsPerThread = 4;
 
 }  // namespace
 
 void PlanItems(const KernelTable& kernels, std::span<const GroupShape> groups, int num_threads,
-               int64_t panel_multiple, std::vector<WorkItem>* items) {
+               std::vector<WorkItem>* items) {
   items->clear();
   int64_t total = 0;
   for (const GroupShape& g : groups) total += g.rows * g.panels * kPanelColumns * g.k;
@@ -23,12 +25,14 @@ void PlanItems(const KernelTable& kernels, std::span<const GroupShape> groups, i
     const GroupShape& g = groups[i];
     if (g.rows == 0) continue;
     const int64_t blocks = NumBlocks(g.rows, kernels.max_rows);
+    const int64_t multiple = std::max<int64_t>(g.panel_multiple, kernels.panels_for_rows(g.rows));
+    const int64_t max_panels = std::max(multiple, kMaxItemPanels);
+    const int64_t max_rows = std::min(kMaxItemRows, kMaxItemTiles / max_panels);
     const int64_t blocks_per_item =
-        std::max<int64_t>(1, std::min(blocks, kMaxItemRows / kernels.max_rows));
+        std::max<int64_t>(1, std::min(blocks, max_rows / kernels.max_rows));
     const int64_t item_rows = std::min(g.rows, blocks_per_item * kernels.max_rows);
-    const int64_t multiple = std::max<int64_t>(panel_multiple, kernels.panels_for_rows(g.rows));
     int64_t panels = target / (item_rows * kPanelColumns * g.k) / multiple * multiple;
-    panels = std::clamp(panels, multiple, std::max(multiple, kMaxItemPanels));
+    panels = std::clamp(panels, multiple, max_panels);
     for (int64_t p = 0; p < g.panels; p += panels) {
       for (int64_t b = 0; b < blocks; b += blocks_per_item) {
         items->push_back({.group = static_cast<int32_t>(i),

@@ -15,6 +15,7 @@ struct GroupShape {
   int64_t rows = 0;
   int64_t panels = 0;
   int64_t k = 0;
+  int64_t panel_multiple = 1;  // of an item's panels, except at the end
 };
 
 // Blocks of rows x panels of one group.
@@ -24,10 +25,9 @@ struct WorkItem {
   int32_t panel_begin = 0, panel_end = 0;
 };
 
-// Fills `items` (its capacity is kept). Panels of an item are a multiple of `panel_multiple` except
-// at the end.
+// Fills `items` (its capacity is kept).
 void PlanItems(const KernelTable& kernels, std::span<const GroupShape> groups, int num_threads,
-               int64_t panel_multiple, std::vector<WorkItem>* items);
+               std::vector<WorkItem>* items);
 
 // Below this many multiply-adds an op runs on its caller: waking helpers would cost more.
 constexpr int64_t kInlineMacs = int64_t{1} << 17;

@@ -1,5 +1,6 @@
 // Weight matrices into panels (kernel_table.h says how they lie). The same bytes for every
-// instruction path.
+// instruction path. A matrix may have several sources [n, k] whose columns are interleaved panel by
+// panel: panel i of every source in turn.
 #pragma once
 
 #include <span>
@@ -9,11 +10,13 @@
 
 namespace switchyard::cpu {
 
-// One packed matrix whose columns come from `sources` [n, k], interleaved panel by panel: panel i
-// of every source in turn. With one source: its panels in order. REQUIRES: equal shapes and types.
-PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources);
+// REQUIRES: equal shapes and types; kF32 and kBF16: that type. Quantises for the other formats.
+PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources,
+                        const WeightFormat& format);
+// REQUIRES: equal shapes and formats.
+PackedMatrix PackPanels(ThreadPool* pool, std::span<const QuantizedTensor> sources);
 
 // Room for PackPanels of `num_sources` matrices [n, k].
-PackedMatrix MakePanels(int64_t n, int64_t k, DType dtype, int64_t num_sources);
+PackedMatrix MakePanels(int64_t n, int64_t k, const WeightFormat& format, int64_t num_sources);
 
 }  // namespace switchyard::cpu

@@ -72,9 +72,9 @@ SY_INLINE float ReduceSum(F16 v) {
 SY_INLINE float ReduceMax(F16 v) {
   alignas(64) float a[kLanes];
   Store(a, v);
-  float m = a[0];
-  for (int i = 1; i < kLanes; ++i) m = a[i] > m ? a[i] : m;
-  return m;
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a[i] = a[i + half] > a[i] ? a[i + half] : a[i];
+  return a[0];
 }
 
 // e^x to about 1 ulp. Exactly 0 below -104, infinity above 89, NaN stays NaN. Cody-Waite reduction

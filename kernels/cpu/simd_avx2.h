@@ -1,4 +1,4 @@
-// F16 on AVX2 with FMA: two 256-bit halves. Included by simd.h only.
+// F16 on AVX2 with FMA and F16C: two 256-bit halves. Included by simd.h only.
 #pragma once
 
 #include <immintrin.h>
@@ -91,6 +91,84 @@ SY_INLINE F16 LoadPairOdd(const uint16_t* p) {
   return {_mm256_castsi256_ps(_mm256_and_si256(m, _mm256_loadu_si256(q))),
           _mm256_castsi256_ps(_mm256_and_si256(m, _mm256_loadu_si256(q + 1)))};
 }
+
+// Quantised products. Codes: 4 inputs of 16 columns, unsigned bytes.
+struct Codes {
+  __m256i lo, hi;
+};
+SY_INLINE Codes LoadCodes(const uint8_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+SY_INLINE Codes LowHalves(Codes c) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(c.lo, mask), _mm256_and_si256(c.hi, mask)};
+}
+SY_INLINE Codes HighHalves(Codes c) {
+  return LowHalves({_mm256_srli_epi16(c.lo, 4), _mm256_srli_epi16(c.hi, 4)});
+}
+SY_INLINE __m256i SplatWord(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
+// Exact sums of codes times the signed bytes of a row, 16 columns at once. 8-bit codes: products of
+// 16-bit numbers, as maddubs would saturate; a row's 4 inputs are two words (0, 2), (1, 3).
+struct Dots8 {
+  __m256i lo, hi;
+};
+constexpr int kWordsPerQuad8 = 2;
+SY_INLINE Dots8 StartDots8(int32_t start) {
+  return {_mm256_set1_epi32(start), _mm256_set1_epi32(start)};
+}
+SY_INLINE __m256i DotHalf8(__m256i sum, __m256i codes, __m256i x02, __m256i x13) {
+  const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(255));
+  const __m256i odd = _mm256_srli_epi16(codes, 8);
+  return _mm256_add_epi32(
+      sum, _mm256_add_epi32(_mm256_madd_epi16(even, x02), _mm256_madd_epi16(odd, x13)));
+}
+SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, const uint32_t* x) {
+  const __m256i x02 = SplatWord(x[0]), x13 = SplatWord(x[1]);
+  return {DotHalf8(d.lo, c.lo, x02, x13), DotHalf8(d.hi, c.hi, x02, x13)};
+}
+SY_INLINE F16 EndDots8(Dots8 d) { return {_mm256_cvtepi32_ps(d.lo), _mm256_cvtepi32_ps(d.hi)}; }
+// 4-bit codes: pairs fit 16 bits up to 32 inputs (8 * 2 * 15 * 127 = 30480), then they are folded.
+struct Dots4 {
+  Dots8 sum;
+  __m256i lo, hi;
+};
+SY_INLINE Dots4 StartDots4(int32_t start) {
+  return {StartDots8(start), _mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, const uint32_t* x) {
+  const __m256i xs = SplatWord(*x);
+  return {d.sum, _mm256_add_epi16(d.lo, _mm256_maddubs_epi16(c.lo, xs)),
+          _mm256_add_epi16(d.hi, _mm256_maddubs_epi16(c.hi, xs))};
+}
+SY_INLINE Dots4 FoldDots4(Dots4 d) {
+  const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
+  return {{_mm256_add_epi32(d.sum.lo, _mm256_madd_epi16(d.lo, ones)),
+           _mm256_add_epi32(d.sum.hi, _mm256_madd_epi16(d.hi, ones))},
+          zero,
+          zero};
+}
+SY_INLINE F16 EndDots4(Dots4 d) { return EndDots8(d.sum); }
+
+// 16 float16, 16 unsigned bytes.
+SY_INLINE F16 LoadHalf(const uint16_t* p) {
+  const __m128i* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+SY_INLINE F16 LoadBytes(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+// Integral values in [-128, 127].
+SY_INLINE void StoreInt8(int8_t* p, F16 v) {
+  const __m256i words = _mm256_permute4x64_epi64(
+      _mm256_packs_epi32(_mm256_cvtps_epi32(v.lo), _mm256_cvtps_epi32(v.hi)), 0xd8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
 SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.

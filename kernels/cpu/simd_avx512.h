@@ -1,4 +1,4 @@
-// F16 on AVX-512 (F, BW, VL, DQ) with BF16 dot products. Included by simd.h only.
+// F16 on AVX-512 (F, BW, VL, DQ) with BF16 and VNNI dot products. Included by simd.h only.
 #pragma once
 
 #include <immintrin.h>
@@ -55,6 +55,45 @@ SY_INLINE F16 DotPair(F16 acc, __m512i w, uint32_t pair) {
                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair))))};
 }
 SY_INLINE __m512i LoadPair(const uint16_t* p) { return _mm512_loadu_si512(p); }
+
+// Quantised products. Codes: 4 inputs of 16 columns, unsigned bytes.
+struct Codes {
+  __m512i v;
+};
+SY_INLINE Codes LoadCodes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+SY_INLINE Codes LowHalves(Codes c) { return {_mm512_and_si512(c.v, _mm512_set1_epi8(15))}; }
+SY_INLINE Codes HighHalves(Codes c) {
+  return {_mm512_and_si512(_mm512_srli_epi16(c.v, 4), _mm512_set1_epi8(15))};
+}
+// Exact sums of codes times the signed bytes of a row, 16 columns at once.
+struct Dots8 {
+  __m512i v;
+};
+using Dots4 = Dots8;
+constexpr int kWordsPerQuad8 = 1;  // 32-bit words that hold 4 inputs of a row
+SY_INLINE Dots8 StartDots8(int32_t start) { return {_mm512_set1_epi32(start)}; }
+SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, const uint32_t* x) {
+  return {_mm512_dpbusd_epi32(d.v, c.v, _mm512_set1_epi32(static_cast<int>(*x)))};
+}
+SY_INLINE F16 EndDots8(Dots8 d) { return {_mm512_cvtepi32_ps(d.v)}; }
+SY_INLINE Dots4 StartDots4(int32_t start) { return StartDots8(start); }
+SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, const uint32_t* x) { return AddDots8(d, c, x); }
+SY_INLINE Dots4 FoldDots4(Dots4 d) { return d; }
+SY_INLINE F16 EndDots4(Dots4 d) { return EndDots8(d); }
+
+// 16 float16, 16 unsigned bytes.
+SY_INLINE F16 LoadHalf(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+SY_INLINE F16 LoadBytes(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
+}
+// Integral values in [-128, 127].
+SY_INLINE void StoreInt8(int8_t* p, F16 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
+}
+
 SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.

@@ -85,6 +85,74 @@ SY_INLINE F16 LoadPairOdd(const uint16_t* p) {
   __builtin_memcpy(u, p, sizeof(u));
   SY_PARTS((V4)(u[i] & 0xffff0000u));
 }
+
+// Quantised products. Codes: 4 inputs of 16 columns, unsigned bytes.
+struct Codes {
+  U4 v[4];
+};
+SY_INLINE Codes LoadCodes(const uint8_t* p) {
+  Codes c;
+  __builtin_memcpy(&c, p, sizeof(c));
+  return c;
+}
+SY_INLINE Codes LowHalves(Codes c) {
+  for (U4& v : c.v) v = v & 0x0f0f0f0fu;
+  return c;
+}
+SY_INLINE Codes HighHalves(Codes c) {
+  for (U4& v : c.v) v = v >> 4 & 0x0f0f0f0fu;
+  return c;
+}
+// Exact sums of codes times the signed bytes of a row, 16 columns at once: integers below 2^24 in
+// float32.
+using Dots8 = F16;
+using Dots4 = F16;
+constexpr int kWordsPerQuad8 = 1;
+SY_INLINE Dots8 StartDots8(int32_t start) { return Splat(static_cast<float>(start)); }
+SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, const uint32_t* x) {
+  for (int byte = 0; byte < 4; ++byte) {
+    const V4 xs = Splat4(static_cast<float>(static_cast<int8_t>(*x >> 8 * byte)));
+    for (int i = 0; i < 4; ++i)
+      d.v[i] += __builtin_convertvector((I4)(c.v[i] >> 8 * byte & 255u), V4) * xs;
+  }
+  return d;
+}
+SY_INLINE F16 EndDots8(Dots8 d) { return d; }
+SY_INLINE Dots4 StartDots4(int32_t start) { return StartDots8(start); }
+SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, const uint32_t* x) { return AddDots8(d, c, x); }
+SY_INLINE Dots4 FoldDots4(Dots4 d) { return d; }
+SY_INLINE F16 EndDots4(Dots4 d) { return d; }
+
+// 16 float16 (small ones by their integer, so that flush-to-zero cannot touch them), 16 bytes.
+SY_INLINE float FloatFromHalf(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+  const uint32_t exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  union {
+    uint32_t u;
+    float f;
+  } v;
+  if (exponent == 0) {
+    v.f = static_cast<float>(mantissa) * 0x1p-24f;
+  } else {
+    v.u = (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
+  }
+  v.u |= sign;
+  return v.f;
+}
+SY_INLINE F16 LoadHalf(const uint16_t* p) {
+  F16 r;
+  for (int i = 0; i < 16; ++i) r.v[i / 4][i % 4] = FloatFromHalf(p[i]);
+  return r;
+}
+SY_INLINE F16 LoadBytes(const uint8_t* p) {
+  F16 r;
+  for (int i = 0; i < 16; ++i) r.v[i / 4][i % 4] = static_cast<float>(p[i]);
+  return r;
+}
+// Integral values in [-128, 127].
+SY_INLINE void StoreInt8(int8_t* p, F16 v) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(v.v[i / 4][i % 4]);
+}
 #undef SY_PARTS
 SY_INLINE void Prefetch(const void* p) { __builtin_prefetch(p); }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -69,6 +70,82 @@ Matrix MatmulMagnitude(const Matrix& x, const Matrix& w) {
   return Matmul(ax, aw, {});
 }
 
+namespace {
+
+double Half(const std::byte* p) {
+  uint16_t bits = 0;
+  std::memcpy(&bits, p, 2);
+  const double sign = (bits & 0x8000) != 0 ? -1.0 : 1.0;
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  if (exponent == 31) return mantissa == 0 ? sign * INFINITY : NAN;
+  if (exponent == 0) return sign * std::ldexp(mantissa, -24);
+  return sign * std::ldexp(1024 + mantissa, exponent - 25);
+}
+
+// Weight (column, i) of a quantised panel.
+double QuantizedWeight(const std::byte* panel, const WeightFormat& f, int64_t k, int64_t column,
+                       int64_t i) {
+  const bool is_8bit = f.type == WeightType::kInt8;
+  const int64_t groups = (k + f.group - 1) / f.group;
+  const int64_t header = groups * (f.zero_points ? 48 : 32);
+  const std::byte* codes = panel + (header + 63) / 64 * 64;
+  const int64_t at = i / f.group * 16 + column;
+  const double zero = f.zero_points ? static_cast<double>(panel[groups * 32 + at])
+                      : is_8bit     ? 128
+                                    : 8;
+  const int64_t inputs = is_8bit ? 4 : 8;
+  const int byte = static_cast<int>(codes[i / inputs * 64 + column * 4 + i % 4]);
+  const int code = is_8bit ? byte : i % 8 < 4 ? byte & 15 : byte >> 4;
+  return Half(panel + 2 * at) * (code - zero);
+}
+
+}  // namespace
+
+Matrix Unpack(const PackedMatrix& w, int64_t num_sources, int64_t source) {
+  Matrix out(w.n / num_sources, w.k);
+  const int64_t panels = (out.rows + 15) / 16 * num_sources;
+  const int64_t panel_bytes = static_cast<int64_t>(w.storage.bytes()) / panels;
+  for (int64_t j = 0; j < out.rows; ++j) {
+    const std::byte* panel = w.storage.data() + (j / 16 * num_sources + source) * panel_bytes;
+    const int64_t column = j % 16;
+    for (int64_t i = 0; i < w.k; ++i) {
+      if (IsQuantized(w.format)) {
+        out.at(j, i) = QuantizedWeight(panel, w.format, w.k, column, i);
+      } else if (w.format.type == WeightType::kF32) {
+        out.at(j, i) = static_cast<double>(reinterpret_cast<const float*>(panel)[i * 16 + column]);
+      } else {
+        const int64_t at = i / 2 * 32 + column * 2 + i % 2;
+        out.at(j, i) = static_cast<double>(ToFloat(reinterpret_cast<const bf16*>(panel)[at]));
+      }
+    }
+  }
+  return out;
+}
+
+Matrix QuantizeRows(const Matrix& x) {
+  constexpr int64_t kGroup = 128;
+  Matrix out = x;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    for (int64_t k0 = 0; k0 < x.columns; k0 += kGroup) {
+      const int64_t end = std::min(x.columns, k0 + kGroup);
+      float max = 0.0f;
+      bool finite = true;
+      for (int64_t k = k0; k < end; ++k) {
+        finite = finite && std::isfinite(x.at(r, k));
+        max = std::max(max, std::fabs(static_cast<float>(x.at(r, k))));
+      }
+      const float scale = max / 127.0f, inverse = 127.0f / max;
+      for (int64_t k = k0; k < end; ++k) {
+        const float code = std::nearbyintf(static_cast<float>(x.at(r, k)) * inverse);
+        out.at(r, k) = !finite           ? NAN
+                       : max > 0x1p-100f ? static_cast<double>(code) * static_cast<double>(scale)
+                                         : 0.0;
+      }
+    }
+  }
+  return out;
+}
+
 Matrix RmsNorm(const Matrix& x, std::span<const float> weight, double eps) {
   Matrix out(x.rows, x.columns);
   for (int64_t r = 0; r < x.rows; ++r) {
@@ -98,12 +175,16 @@ Matrix Rope(const Matrix& x, int64_t head_dim, const Matrix& cos, const Matrix& 
   return out;
 }
 
-Matrix GatedMlp(const Matrix& x, const Matrix& gate, const Matrix& up, const Matrix& down,
-                DType act) {
+Matrix GatedHidden(const Matrix& x, const Matrix& gate, const Matrix& up) {
   Matrix g = Matmul(x, gate, {});
   const Matrix u = Matmul(x, up, {});
   for (size_t i = 0; i < g.values.size(); ++i) g.values[i] = Silu(g.values[i]) * u.values[i];
-  return Matmul(RoundTo(g, act), down, {});
+  return g;
+}
+
+Matrix GatedMlp(const Matrix& x, const Matrix& gate, const Matrix& up, const Matrix& down,
+                DType act) {
+  return Matmul(RoundTo(GatedHidden(x, gate, up), act), down, {});
 }
 
 Matrix GatedMlpMagnitude(const Matrix& x, const Matrix& gate, const Matrix& up,

@@ -34,10 +34,20 @@ Matrix RoundTo(const Matrix& x, DType dtype);
 Matrix Matmul(const Matrix& x, const Matrix& w, std::span<const float> bias);
 // The sum of the magnitudes of the terms of each output: what rounding errors are relative to.
 Matrix MatmulMagnitude(const Matrix& x, const Matrix& w);
+
+// What a packed matrix of the CPU's layout holds (cpu/kernel_table.h), and of an MLP's gate_up the
+// gate (source 0) or the up (source 1) of `num_sources`.
+Matrix Unpack(const PackedMatrix& w, int64_t num_sources = 1, int64_t source = 0);
+// Rows as products with quantised weights see them: code * scale per group of 128 (backend.h).
+// REQUIRES: values that are float32.
+Matrix QuantizeRows(const Matrix& x);
+
 Matrix RmsNorm(const Matrix& x, std::span<const float> weight, double eps);
 // x [rows, heads * head_dim]; cos, sin [max_positions, half].
 Matrix Rope(const Matrix& x, int64_t head_dim, const Matrix& cos, const Matrix& sin,
             std::span<const int32_t> positions);
+// silu(gate x) * up x.
+Matrix GatedHidden(const Matrix& x, const Matrix& gate, const Matrix& up);
 // down( round( silu(gate x) * up x ) ), rounded to `act` where the backend rounds.
 Matrix GatedMlp(const Matrix& x, const Matrix& gate, const Matrix& up, const Matrix& down,
                 DType act);

@@ -1,0 +1,90 @@
+// Rows as the tiles of a matrix product read them; one block of R rows at a time, row_bytes each:
+//   kF32, kBF16  [k or pairs of k][R] (row_packing.cc)
+//   quantised    codes [quads of k][R][words per quad], then scales [ceil(k / 128)][R] float32,
+//   then
+//                for every group of weights the row's sum of codes, [ceil(k / group)][R]: int32
+//                times minus the fixed zero point, or float32 where the zero points vary
+// A row is quantised from itself alone: in each group of 128 inputs, scale = max |x| / 127 and code
+// = round(x * (127 / max)), ties to even. A NaN or infinity makes the group's scale NaN.
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+
+namespace switchyard::SY_CPU_PATH {
+
+constexpr int kVectorsPerActGroup = cpu::kActGroup / kLanes;
+constexpr int64_t kQuadsPerActGroup = cpu::kActGroup / 4;
+
+SY_INLINE constexpr int64_t WordsPerQuad(WeightFormat f) {
+  return f.type == WeightType::kInt8 ? kWordsPerQuad8 : 1;
+}
+// Quads of inputs of one row: 4-bit codes of weights come eight inputs at a time.
+SY_INLINE constexpr int64_t NumQuads(int64_t k, WeightFormat f) {
+  return f.type == WeightType::kInt8 ? cpu::CeilDiv(k, 4) : cpu::CeilDiv(k, 8) * 2;
+}
+
+// The parts of a packed block.
+struct QuantizedBlock {
+  SY_INLINE QuantizedBlock(void* block, int64_t rows, int64_t k, WeightFormat f)
+      : words(static_cast<uint32_t*>(block)),
+        scales(reinterpret_cast<float*>(words + NumQuads(k, f) * WordsPerQuad(f) * rows)),
+        sums(reinterpret_cast<int32_t*>(scales + cpu::CeilDiv(k, cpu::kActGroup) * rows)) {}
+  uint32_t* words;
+  float* scales;
+  int32_t* sums;
+};
+
+// One row's group of 128 inputs, zeros after the first `count`.
+struct ActGroup {
+  alignas(64) int8_t codes[cpu::kActGroup];
+  float scale;
+};
+SY_INLINE void Quantize(const F16 (&x)[kVectorsPerActGroup], ActGroup* out) {
+  F16 max = Zero(), poison = Zero();
+  for (const F16& v : x) {
+    max = Max(Max(v, Neg(v)), max);  // the second operand where the first is NaN
+    poison = Fma(v, Zero(), poison);
+  }
+  const float m = ReduceMax(max);
+  const bool finite = ReduceSum(poison) == 0.0f;
+  const float inverse = finite && m > 0x1p-100f ? 127.0f / m : 0.0f;
+  for (int i = 0; i < kVectorsPerActGroup; ++i)
+    StoreInt8(out->codes + i * kLanes, finite ? Round(Mul(x[i], Splat(inverse))) : Zero());
+  out->scale = !finite ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : m / 127.0f;
+}
+
+// Puts the group that begins at input k0 of row r into the block. k: the row's inputs.
+SY_INLINE void PlaceGroup(const ActGroup& group, const QuantizedBlock& block, int64_t rows,
+                          int64_t r, int64_t k0, int64_t k, WeightFormat f) {
+  const int64_t left = NumQuads(k, f) - k0 / 4;
+  const int64_t quads = left < kQuadsPerActGroup ? left : kQuadsPerActGroup;
+  const int64_t words_per_quad = WordsPerQuad(f);
+  uint32_t* out = block.words + (k0 / 4 * rows + r) * words_per_quad;
+  for (int64_t q = 0; q < quads; ++q, out += rows * words_per_quad) {
+    const int8_t* c = group.codes + 4 * q;
+    if (words_per_quad == 1) {
+      __builtin_memcpy(out, c, 4);
+    } else {
+      const auto pair = [](int8_t low, int8_t high) {
+        return static_cast<uint32_t>(static_cast<uint16_t>(low)) |
+               static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
+      };
+      out[0] = pair(c[0], c[2]);
+      out[1] = pair(c[1], c[3]);
+    }
+  }
+  block.scales[k0 / cpu::kActGroup * rows + r] = group.scale;
+  const int32_t zero = f.type == WeightType::kInt8 ? 128 : 8;
+  for (int64_t g = k0 / f.group, i = 0; i < cpu::kActGroup && k0 + i < k; ++g, i += f.group) {
+    int32_t sum = 0;
+    for (int64_t j = 0; j < f.group; ++j) sum += group.codes[i + j];
+    if (f.zero_points) {
+      const float s = static_cast<float>(sum);
+      __builtin_memcpy(&block.sums[g * rows + r], &s, 4);
+    } else {
+      block.sums[g * rows + r] = -zero * sum;
+    }
+  }
+}
+
+}  // namespace switchyard::SY_CPU_PATH
