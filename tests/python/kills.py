@@ -20,6 +20,7 @@ ALL = IN_A_STEP + WHILE_LOADING + WHILE_CHANGING
 WITHOUT_LAYER = ("step", "result", "reported", "moving", "moved")
 NUM_MOE_LAYERS = 2  # of qwen3_moe
 STREAMS = 10
+PAIRS = 3  # after each round through the points
 
 
 class Traffic:
@@ -57,7 +58,7 @@ class Traffic:
 
 
 class Kills:
-    """Kills workers of a cell at the points in turn, in random order; replaces each one."""
+    """Kills workers of a cell at the points in turn, in random order, then two at once; replaces each one."""
 
     def __init__(self, cluster: Cluster, attention: int, experts: int, chance: random.Random, points: list):
         self.cluster, self.attention, self.experts, self.chance = cluster, attention, experts, chance
@@ -70,7 +71,7 @@ class Kills:
         return view["totals"]["failures"] == self.points.total() and view["phase"] == "running"
 
     def _wait_dead(self, victim: harness.Process, what: str) -> float:
-        """Until it has died there and the cell goes on; seconds between the two."""
+        """Until it has died there; when that was."""
         deaths = []
         thread = threading.Thread(target=lambda: (victim.process.wait(), deaths.append(time.monotonic())), daemon=True)
         thread.start()  # wait() with a time limit would poll
@@ -78,26 +79,51 @@ class Kills:
         assert deaths, f"{victim.log_path.name} did not die at {what}; log:\n{victim.log_tail()}"
         assert victim.process.returncode == -9, victim.log_tail()
         assert f"fail point: {what.split()[0]}" in victim.log(), victim.log_tail()
+        return deaths[0]
+
+    def _wait_recovered(self) -> float:
         harness.wait_for(self._recovered, "the cell to go on")
-        return time.monotonic() - deaths[0]
+        return time.monotonic()
+
+    def _in_a_step(self, phase: str, steps: int) -> str:
+        layer = -1 if phase in WITHOUT_LAYER else self.chance.randrange(NUM_MOE_LAYERS)
+        return f"{phase} {steps} {layer} kill"
 
     def one(self, role: str, phase: str):
         cluster, what = self.cluster, f"{phase} 0 -1 kill"
         self.points[role, phase] += 1
         if (role, phase) in WHILE_LOADING:
             self._wait_dead(cluster.start(role, fail=what), what)
+            self._wait_recovered()
             return
         victim = self.chance.choice(cluster.of(role))
         if (role, phase) in WHILE_CHANGING:  # the new worker changes the epoch
             cluster.arm(victim, what)
             cluster.start(role)
             self._wait_dead(victim, what)
+            self._wait_recovered()
             return
-        layer = -1 if phase in WITHOUT_LAYER else self.chance.randrange(NUM_MOE_LAYERS)
-        what = f"{phase} {self.chance.randint(5, 30)} {layer} kill"
+        what = self._in_a_step(phase, self.chance.randint(5, 30))
         cluster.arm(victim, what)
-        self.recoveries.append(self._wait_dead(victim, what))
+        died = self._wait_dead(victim, what)
+        self.recoveries.append(self._wait_recovered() - died)
         cluster.start(role)
+
+    def two(self):
+        """Two at about the same time: two expert workers are more than the cell survives without a new one."""
+        steps = self.chance.randint(5, 30)
+        victims = self.chance.sample(self.cluster.of("attention")[:1] + self.cluster.of("expert"), 2)
+        points = []
+        for victim in victims:
+            phase = self.chance.choice([p for role, p in self.all_points if role == victim.role and (role, p) in IN_A_STEP])
+            self.points[victim.role, phase] += 1
+            points.append(self._in_a_step(phase, steps))
+            self.cluster.arm(victim, points[-1])
+        for victim, what in zip(victims, points):
+            self._wait_dead(victim, what)
+            self.cluster.start(victim.role)
+        self._wait_recovered()
+        self.cluster.wait_serving(self.attention, self.experts)
 
     def run(self, at_least: int, traffic: Traffic):
         while self.points.total() < at_least and not traffic.wrong:
@@ -107,6 +133,9 @@ class Kills:
                     self.cluster.wait_serving(self.attention, self.experts)
                 if traffic.wrong:
                     return
+            self.cluster.wait_serving(self.attention, self.experts)
+            for _ in range(PAIRS):
+                self.two()
 
     def figures(self, traffic: Traffic) -> str:
         recoveries, seconds = sorted(self.recoveries), sorted(traffic.seconds)
