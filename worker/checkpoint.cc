@@ -1,9 +1,7 @@
 #include "worker/checkpoint.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
-#include <optional>
-#include <set>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -11,105 +9,54 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
 #include "kernels/check.h"
 #include "nlohmann/json.hpp"
 #include "worker/json_fields.h"
+#include "worker/stored_elements.h"
 
 namespace switchyard {
 namespace {
-
-using nlohmann::json;
-
-constexpr int64_t kMaxIndexBytes = 256 << 20;
-constexpr size_t kMaxFiles = 10000;
-
-// Where a tensor's bytes are: a stored tensor, or one slice along its first dimension.
-struct Place {
-  const SafetensorsFile* file = nullptr;
-  const StoredTensor* stored = nullptr;
-};
-
-using PlaceMap = std::map<std::string, Place>;
-
-// Names of files in an index must stay inside the folder.
-bool IsPlainFileName(const std::string& name) {
-  return !name.empty() && name.find('/') == std::string::npos && name != "." && name != "..";
-}
-
-// File name -> tensor names that the index promises there.
-absl::StatusOr<std::map<std::string, std::set<std::string>>> ReadIndex(const std::string& path) {
-  const absl::StatusOr<std::string> text = ReadSmallFile(path, kMaxIndexBytes);
-  if (!text.ok()) return text.status();
-  const json index = json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (index.is_discarded() || !index.is_object() || !index.contains("weight_map") ||
-      !index["weight_map"].is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object with a weight_map"));
-  }
-  std::map<std::string, std::set<std::string>> files;
-  for (const auto& [tensor, file] : index["weight_map"].items()) {
-    if (!file.is_string() || !IsPlainFileName(file.get<std::string>())) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": bad file name ", Shown(file), " for tensor ", Shown(json(tensor))));
-    }
-    files[file.get<std::string>()].insert(tensor);
-  }
-  if (files.empty() || files.size() > kMaxFiles) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": names ", files.size(), " files"));
-  }
-  return files;
-}
-
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-}
-
-// Older checkpoints store what can be computed, and tied ones sometimes the copy.
-bool IsIgnorable(const std::string& name, const ModelConfig& config) {
-  return absl::EndsWith(name, ".rotary_emb.inv_freq") ||
-         (config.tie_word_embeddings && name == "lm_head.weight");
-}
 
 // The other name of a tensor in the same spelling of experts: newer saves of Mixtral say "mlp".
 std::string OtherBlockName(const std::string& name, const ModelConfig& config) {
   return absl::StrReplaceAll(name, {{absl::StrCat(".", config.names.block, "."), ".mlp."}});
 }
 
-// Fused spelling of transformers 5 in memory: experts.gate_up_proj [E, 2 * width, hidden],
-// experts.down_proj [E, hidden, width].
-struct FusedSlice {
-  std::string name;
-  std::vector<int64_t> shape;  // of the fused tensor
-  int64_t first_row = 0;       // of the slice, in rows of the last dimension
-};
-FusedSlice FusedPlace(const TensorSpec& spec, const ModelConfig& config, const std::string& block) {
-  const int64_t experts = config.moe.routing.num_experts;
+// Where a tensor is in the fused spelling of transformers 5: experts.gate_up_proj [experts, 2 *
+// width, hidden], experts.down_proj [experts, hidden, width].
+FusedRows FusedPlace(const TensorSpec& spec, const ModelConfig& config, const std::string& block) {
   const int64_t width = config.moe.expert_width;
-  const int64_t hidden = config.hidden_size;
   const std::string prefix = absl::StrCat("model.layers.", spec.key.layer, ".", block, ".experts.");
+  FusedRows place{.experts = config.moe.routing.num_experts, .expert = spec.key.expert};
   if (spec.key.role == TensorRole::kExpertDown) {
-    return {prefix + "down_proj", {experts, hidden, width}, spec.key.expert * hidden};
+    place.name = prefix + "down_proj";
+    place.rows = config.hidden_size;
+  } else {
+    place.name = prefix + "gate_up_proj";
+    place.rows = 2 * width;
+    place.row = spec.key.role == TensorRole::kExpertUp ? width : 0;
   }
-  const int64_t half = spec.key.role == TensorRole::kExpertUp ? width : 0;
-  return {
-      prefix + "gate_up_proj", {experts, 2 * width, hidden}, spec.key.expert * 2 * width + half};
+  return place;
 }
 
-absl::Status CheckStored(const std::string& name, const StoredTensor& stored,
+absl::Status CheckFloats(const std::string& name, const StoredPart& part,
                          const std::vector<int64_t>& shape) {
-  if (stored.dtype == StoredDType::kOther) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", name, " has dtype ",
-                                                   Shown(json(stored.dtype_name)),
-                                                   "; F32, BF16 and F16 are supported"));
+  if (!IsPlainFloat(part.dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor ", name, " has dtype ", Shown(nlohmann::json(part.dtype_name)),
+                     "; F32, BF16 and F16 are supported where quantization_config does not say "
+                     "otherwise"));
   }
-  if (stored.shape != shape) {
+  if (part.shape != shape) {
     return absl::InvalidArgumentError(absl::StrCat("tensor ", name, " has shape ",
-                                                   ShapeText(stored.shape),
-                                                   " but the config needs ", ShapeText(shape)));
+                                                   ShapeText(part.shape), " but the config needs ",
+                                                   ShapeText(shape)));
   }
   return absl::OkStatus();
 }
 
-// First few names of a set, for messages.
+// First few names of a list, for messages.
 std::string FewNames(const std::vector<std::string>& names) {
   const size_t shown = std::min<size_t>(names.size(), 5);
   std::string text =
@@ -118,127 +65,143 @@ std::string FewNames(const std::vector<std::string>& names) {
   return text;
 }
 
-float HalfToFloat(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
-  const uint32_t exponent = (h >> 10) & 0x1fu;
-  const uint32_t mantissa = h & 0x3ffu;
-  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
-    const float value = std::ldexp(static_cast<float>(mantissa), -24);
-    return sign != 0 ? -value : value;
-  }
-  const uint32_t bits = exponent == 31 ? sign | 0x7f800000u | (mantissa << 13)
-                                       : sign | ((exponent + 112) << 23) | (mantissa << 13);
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
+bool IsZero(const StoredPart& part) {
+  return std::all_of(part.bytes.begin(), part.bytes.end(),
+                     [](std::byte b) { return b == std::byte{0}; });
 }
 
-float ReadElement(const std::byte* data, StoredDType dtype) {
-  uint16_t half;
-  float value;
-  switch (dtype) {
-    case StoredDType::kF32:
-      std::memcpy(&value, data, 4);
-      return value;
-    case StoredDType::kBF16:
-      std::memcpy(&half, data, 2);
-      return ToFloat(bf16{half});
-    default:
-      std::memcpy(&half, data, 2);
-      return HalfToFloat(half);
+// Finds the tensors of a config one by one.
+class Matcher {
+ public:
+  Matcher(const ModelConfig& config, TensorTable* table) : config_(config), table_(table) {}
+
+  // Exactly one of the results is set, or none when the tensor is missing.
+  absl::Status Find(const TensorSpec& spec, StoredPart* part, std::optional<StoredMatrix>* matrix) {
+    for (const std::string& name : {spec.name, OtherBlockName(spec.name, config_)}) {
+      if (absl::Status status = FindNamed(name, spec, part, matrix); !status.ok()) return status;
+      if (!part->empty() || matrix->has_value()) return absl::OkStatus();
+    }
+    if (!IsExpertRole(spec.key.role)) return absl::OkStatus();
+    for (const std::string& block : {config_.names.block, std::string("mlp")}) {
+      const FusedRows place = FusedPlace(spec, config_, block);
+      if (absl::Status status = FindFused(place, spec, part, matrix); !status.ok()) return status;
+      if (!part->empty() || matrix->has_value()) return absl::OkStatus();
+    }
+    return absl::OkStatus();
   }
-}
+
+  // Older checkpoints store what can be computed, tied ones sometimes the copy; quantised ones keep
+  // scales of activations and, from some writers, biases of zero.
+  bool IsIgnorable(const std::string& name) {
+    if (absl::EndsWith(name, ".rotary_emb.inv_freq")) return true;
+    if (config_.tie_word_embeddings && absl::StartsWith(name, "lm_head.")) return true;
+    if (config_.quantization.empty()) return false;
+    for (const char* suffix : {".input_scale", ".output_scale", ".k_scale", ".v_scale",
+                               ".input_zero_point", ".input_global_scale"}) {
+      if (absl::EndsWith(name, suffix)) return true;
+    }
+    return absl::EndsWith(name, ".bias") && IsZero(table_->Find(name));
+  }
+
+ private:
+  absl::Status FindNamed(const std::string& name, const TensorSpec& spec, StoredPart* part,
+                         std::optional<StoredMatrix>* matrix) {
+    StoredPart found = table_->Find(name);
+    const std::string module(absl::StripSuffix(name, ".weight"));
+    if ((found.empty() || !IsPlainFloat(found.dtype)) && spec.shape.size() == 2 &&
+        spec.key.role != TensorRole::kEmbedding) {
+      absl::StatusOr<std::optional<StoredMatrix>> stored =
+          FindStoredMatrix(module, spec.shape[0], spec.shape[1], config_.quantization,
+                           [&](const std::string& part_name) { return table_->Find(part_name); });
+      if (!stored.ok()) return stored.status();
+      if (stored->has_value()) {
+        *matrix = *std::move(stored);
+        return absl::OkStatus();
+      }
+    }
+    if (found.empty()) return absl::OkStatus();
+    *part = std::move(found);
+    return CheckFloats(name, *part, spec.shape);
+  }
+
+  absl::Status FindFused(const FusedRows& place, const TensorSpec& spec, StoredPart* part,
+                         std::optional<StoredMatrix>* matrix) {
+    StoredPart found = table_->Find(place.name);
+    if (found.empty()) {
+      if (config_.quantization.method != "mxfp4") return absl::OkStatus();
+      absl::StatusOr<std::optional<StoredMatrix>> stored =
+          FindFusedMxfp4(place, spec.shape[0], spec.shape[1],
+                         [&](const std::string& part_name) { return table_->Find(part_name); });
+      if (!stored.ok()) return stored.status();
+      *matrix = *std::move(stored);
+      return absl::OkStatus();
+    }
+    if (absl::Status status =
+            CheckFloats(place.name, found, {place.experts, place.rows, spec.shape[1]});
+        !status.ok()) {
+      return status;
+    }
+    const size_t row_bytes = static_cast<size_t>(spec.shape[1]) * StoredDTypeSize(found.dtype);
+    found.bytes =
+        found.bytes.subspan(static_cast<size_t>(place.expert * place.rows + place.row) * row_bytes,
+                            static_cast<size_t>(spec.shape[0]) * row_bytes);
+    *part = std::move(found);
+    return absl::OkStatus();
+  }
+
+  const ModelConfig& config_;
+  TensorTable* const table_;
+};
 
 bool SameType(StoredDType stored, DType dtype) {
   return (stored == StoredDType::kF32 && dtype == DType::kF32) ||
          (stored == StoredDType::kBF16 && dtype == DType::kBF16);
 }
 
+void Convert(const StoredPart& part, const Tensor& out) {
+  const int64_t n = out.numel();
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = FloatElement(part.bytes.data(), part.dtype, i);
+    if (out.dtype == DType::kF32) {
+      out.as<float>()[i] = value;
+    } else {
+      out.as<bf16>()[i] = ToBF16(value);
+    }
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& model_dir,
                                             const ModelConfig& config) {
-  Checkpoint checkpoint;
-  PlaceMap places;
-  const std::string index_path = absl::StrCat(model_dir, "/model.safetensors.index.json");
-  std::map<std::string, std::set<std::string>> index;
-  absl::StatusOr<std::map<std::string, std::set<std::string>>> read = ReadIndex(index_path);
-  if (read.ok()) {
-    index = *std::move(read);
-  } else if (absl::IsNotFound(read.status())) {
-    index["model.safetensors"] = {};
-  } else {
-    return read.status();
-  }
-  for (const auto& [file_name, promised] : index) {
-    absl::StatusOr<std::unique_ptr<SafetensorsFile>> file =
-        SafetensorsFile::Open(absl::StrCat(model_dir, "/", file_name));
-    if (!file.ok()) return file.status();
-    for (const auto& [name, stored] : (*file)->tensors()) {
-      if (!places.emplace(name, Place{file->get(), &stored}).second) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(model_dir, ": tensor ", name, " is in two files"));
-      }
-    }
-    for (const std::string& name : promised) {
-      if (!(*file)->tensors().contains(name)) {
-        return absl::InvalidArgumentError(absl::StrCat(model_dir, ": the index puts tensor ", name,
-                                                       " into ", file_name,
-                                                       ", which does not hold it"));
-      }
-    }
-    checkpoint.files_.push_back(*std::move(file));
-  }
-
-  std::set<std::string> used;
-  std::vector<std::string> missing;
-  const auto find = [&](const std::string& name) {
-    const auto it = places.find(name);
-    if (it != places.end()) used.insert(name);
-    return it == places.end() ? Place{} : it->second;
+  const auto bad = [&](const std::string& what) {
+    return absl::InvalidArgumentError(absl::StrCat(model_dir, ": ", what));
   };
+  absl::StatusOr<TensorTable> table = TensorTable::Open(model_dir);
+  if (!table.ok()) return table.status();
+  Checkpoint checkpoint;
+  Matcher matcher(config, &*table);
+  std::vector<std::string> missing;
   for (const TensorSpec& spec : ModelTensors(config)) {
-    std::string name = spec.name;
-    Place place = find(name);
-    if (place.stored == nullptr) place = find(name = OtherBlockName(spec.name, config));
-    std::vector<int64_t> shape = spec.shape;
-    int64_t first_row = 0;
-    for (const std::string& block : {config.names.block, std::string("mlp")}) {
-      if (place.stored != nullptr || !IsExpertRole(spec.key.role)) break;
-      const FusedSlice fused = FusedPlace(spec, config, block);
-      place = find(name = fused.name);
-      shape = fused.shape;
-      first_row = fused.first_row;
-    }
-    if (place.stored == nullptr) {
+    StoredPart part;
+    std::optional<StoredMatrix> matrix;
+    if (absl::Status status = matcher.Find(spec, &part, &matrix); !status.ok())
+      return bad(std::string(status.message()));
+    if (part.empty() && !matrix.has_value()) {
       missing.push_back(spec.name);
       continue;
     }
-    if (absl::Status status = CheckStored(name, *place.stored, shape); !status.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(model_dir, ": ", std::string(status.message())));
-    }
-    const size_t element = StoredDTypeSize(place.stored->dtype);
-    const size_t begin = static_cast<size_t>(first_row * spec.shape.back()) * element;
-    checkpoint.entries_[spec.key] = {
-        .file = place.file,
-        .dtype = place.stored->dtype,
-        .bytes = place.file->Data(*place.stored)
-                     .subspan(begin, static_cast<size_t>(spec.numel()) * element),
-        .shape = spec.shape};
+    checkpoint.entries_[spec.key] = {.part = std::move(part), .shape = spec.shape};
+    if (matrix.has_value()) checkpoint.quantized_[spec.key] = *std::move(matrix);
   }
-  if (!missing.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(model_dir, ": missing tensors: ", FewNames(missing)));
-  }
+  if (!missing.empty()) return bad(absl::StrCat("missing tensors: ", FewNames(missing)));
   std::vector<std::string> left_over;
-  for (const auto& [name, place] : places) {
-    if (!used.contains(name) && !IsIgnorable(name, config)) left_over.push_back(name);
+  for (const std::string& name : table->Unused()) {
+    if (!matcher.IsIgnorable(name)) left_over.push_back(name);
   }
-  if (!left_over.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        model_dir, ": tensors that the config does not explain: ", FewNames(left_over)));
-  }
+  if (!left_over.empty())
+    return bad(absl::StrCat("tensors that the config does not explain: ", FewNames(left_over)));
+  checkpoint.files_ = table->TakeFiles();
   return checkpoint;
 }
 
@@ -248,49 +211,53 @@ const Checkpoint::Entry& Checkpoint::Find(const TensorKey& key) const {
   return it->second;
 }
 
+const StoredMatrix* Checkpoint::Quantized(const TensorKey& key) const {
+  const auto it = quantized_.find(key);
+  return it == quantized_.end() ? nullptr : &it->second;
+}
+
+std::vector<StoredPart> Checkpoint::Parts(const TensorKey& key) const {
+  const StoredMatrix* matrix = Quantized(key);
+  if (matrix == nullptr) return {Find(key).part};
+  std::vector<StoredPart> parts = {matrix->codes, matrix->scales};
+  for (const StoredPart* part : {&matrix->zeros, &matrix->input_group}) {
+    if (!part->empty()) parts.push_back(*part);
+  }
+  return parts;
+}
+
 Checkpoint::Loaded Checkpoint::Load(const TensorKey& key, DType dtype) const {
   const Entry& entry = Find(key);
   Loaded loaded;
-  loaded.file = entry.file;
-  loaded.source = entry.bytes;
+  loaded.source = Parts(key);
   loaded.view.dtype = dtype;
   loaded.view.ndim = static_cast<int>(entry.shape.size());
   for (size_t i = 0; i < entry.shape.size(); ++i) loaded.view.shape[i] = entry.shape[i];
 
-  const bool aligned = reinterpret_cast<uintptr_t>(entry.bytes.data()) % DTypeSize(dtype) == 0;
-  if (SameType(entry.dtype, dtype) && aligned) {
+  const StoredMatrix* matrix = Quantized(key);
+  const std::span<const std::byte> bytes = entry.part.bytes;
+  const bool same = matrix == nullptr && SameType(entry.part.dtype, dtype);
+  if (same && reinterpret_cast<uintptr_t>(bytes.data()) % DTypeSize(dtype) == 0) {
     loaded.view.data =
-        const_cast<std::byte*>(entry.bytes.data());  // read-only mapping; views are never written
+        const_cast<std::byte*>(bytes.data());  // read-only mapping; views are never written
     return loaded;
   }
   loaded.owned = Buffer(loaded.view.bytes());
   loaded.view.data = loaded.owned.data();
-  if (SameType(entry.dtype, dtype)) {
-    std::memcpy(loaded.view.data, entry.bytes.data(), entry.bytes.size());
-    return loaded;
-  }
-  const size_t step = StoredDTypeSize(entry.dtype);
-  const int64_t n = loaded.view.numel();
-  for (int64_t i = 0; i < n; ++i) {
-    const float value =
-        ReadElement(entry.bytes.data() + static_cast<size_t>(i) * step, entry.dtype);
-    if (dtype == DType::kF32) {
-      loaded.view.as<float>()[i] = value;
-    } else {
-      loaded.view.as<bf16>()[i] = ToBF16(value);
-    }
+  if (matrix != nullptr) {
+    Dequantize(*matrix, dtype, loaded.view.data);
+  } else if (same) {
+    std::memcpy(loaded.view.data, bytes.data(), bytes.size());
+  } else {
+    Convert(entry.part, loaded.view);
   }
   return loaded;
 }
 
 int64_t Checkpoint::StoredBytes(const TensorKey& key) const {
-  return static_cast<int64_t>(Find(key).bytes.size());
+  const StoredMatrix* matrix = Quantized(key);
+  return matrix != nullptr ? matrix->stored_bytes()
+                           : static_cast<int64_t>(Find(key).part.bytes.size());
 }
-
-std::span<const std::byte> Checkpoint::StoredData(const TensorKey& key) const {
-  return Find(key).bytes;
-}
-
-StoredDType Checkpoint::stored_dtype(const TensorKey& key) const { return Find(key).dtype; }
 
 }  // namespace switchyard

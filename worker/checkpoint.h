@@ -1,12 +1,13 @@
 // Checkpoint: the tensors of a model folder by what they are for. Opening maps the files and checks
-// that every tensor of the config is there with its shape and that none is left over; nothing is
-// read until Load. Owned by whoever loads; const methods may be called from any thread.
+// that every tensor of the config is there with its shape and that none is left over; no weights
+// are read until Load. Matrices that are stored quantised become floats when they are loaded. Owned
+// by whoever loads; const methods may be called from any thread.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <span>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,8 @@
 #include "worker/model_config.h"
 #include "worker/model_tensors.h"
 #include "worker/safetensors.h"
+#include "worker/stored_matrix.h"
+#include "worker/tensor_table.h"
 
 namespace switchyard {
 
@@ -29,29 +32,33 @@ class Checkpoint {
   struct Loaded {
     Tensor view;
     Buffer owned;
-    const SafetensorsFile* file = nullptr;
-    std::span<const std::byte> source;
+    std::vector<StoredPart> source;  // what it was made of
     // Call when the bytes have been copied elsewhere; `view` must not be used afterwards.
-    void Release() { file->Release(source); }
+    void Release() {
+      for (const StoredPart& part : source) part.file->Release(part.bytes);
+    }
   };
+  // `dtype`: float32 or bfloat16. REQUIRES: a tensor of the config.
   Loaded Load(const TensorKey& key, DType dtype) const;
   // Bytes of the tensor in the file, for progress.
   int64_t StoredBytes(const TensorKey& key) const;
-  // The bytes themselves, as they are in the file.
-  std::span<const std::byte> StoredData(const TensorKey& key) const;
-  StoredDType stored_dtype(const TensorKey& key) const;
+  // The stored tensors that it is made of, as they are in the files.
+  std::vector<StoredPart> Parts(const TensorKey& key) const;
+  // Null when it is stored as floats.
+  const StoredMatrix* Quantized(const TensorKey& key) const;
+  // Matrices that are stored quantised.
+  int64_t num_quantized() const { return static_cast<int64_t>(quantized_.size()); }
 
  private:
   struct Entry {
-    const SafetensorsFile* file = nullptr;
-    StoredDType dtype = StoredDType::kF32;
-    std::span<const std::byte> bytes;
+    StoredPart part;  // empty when it is one of quantized_
     std::vector<int64_t> shape;
   };
   const Entry& Find(const TensorKey& key) const;
 
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<TensorKey, Entry> entries_;
+  std::map<TensorKey, StoredMatrix> quantized_;
 };
 
 }  // namespace switchyard

@@ -78,8 +78,6 @@ struct MathsField {
   std::array<std::string_view, 2> harmless;
 };
 constexpr MathsField kMathsFields[] = {
-    {"quantization_config", {"{}", ""}},
-    {"compression_config", {"{}", ""}},
     {"is_encoder_decoder", {"false", ""}},
     {"add_cross_attention", {"false", ""}},
     {"attn_logit_softcapping", {"0", "0.0"}},

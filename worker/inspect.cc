@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "kernels/backend.h"
 #include "kernels/thread_pool.h"
 #include "nlohmann/json.hpp"
@@ -136,6 +137,11 @@ std::string Text(const ordered_json& report) {
     line("expert workers",
          absl::StrCat(Bytes(report["all_experts_bytes"]), " of weights over all; ",
                       Bytes(report["expert_bytes"]), " per expert and layer"));
+    if (report.contains("stored_quantization")) {
+      std::vector<std::string> schemes = report["stored_quantization"];
+      line("stored as", absl::StrCat(absl::StrJoin(schemes, "; or "), "; dequantised to ",
+                                     report["dtype"].get<std::string>(), " when loaded"));
+    }
     line("KV cache", absl::StrCat(number("kv_bytes_per_token"), " bytes per token"));
   }
   for (const auto& note : report["notes"]) line("note", note.get<std::string>());
@@ -166,9 +172,15 @@ absl::StatusOr<InspectReport> Inspect(const InspectOptions& options) {
   report["model"] = dir;
   report["architecture"] = config.architecture;
   if (SizesAreKnown(config)) report.update(Facts(config, dtype));
+  for (const StoredScheme& scheme : config.quantization.schemes)
+    report["stored_quantization"].push_back(StoredSchemeText(config.quantization.method, scheme));
   if (found.refusals.empty()) {
     const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(dir, config);
-    if (!checkpoint.ok()) found.refusals.emplace_back(checkpoint.status().message());
+    if (!checkpoint.ok()) {
+      found.refusals.emplace_back(checkpoint.status().message());
+    } else {
+      report["stored_quantized_matrices"] = checkpoint->num_quantized();
+    }
   }
   report["supported"] = found.refusals.empty();
   report["unsupported"] = found.refusals;

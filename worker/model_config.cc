@@ -235,6 +235,7 @@ ModelConfig ParseModelConfig(std::string_view config_json, ConfigReport* report)
   config.max_position = fields.RequiredInt("max_position_embeddings", 1, kMaxPositions);
   config.tie_word_embeddings = fields.Bool("tie_word_embeddings", false);
   ReadDType(fields, &config);
+  ReadQuantization(fields, &config.quantization, report);
   RefuseUnimplementedFields(fields);
   if (family == nullptr) return config;
   config.names = {.block = std::string(family->moe_block),

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/routing_policy.h"
 #include "kernels/tensor.h"
+#include "worker/stored_scheme.h"
 
 namespace switchyard {
 
@@ -81,6 +82,7 @@ struct ModelConfig {
   std::vector<uint8_t> is_moe_layer;   // [num_layers]
   std::vector<int32_t> eos_token_ids;  // within the vocabulary
   MoeTensorNames names;
+  StoredQuantization quantization;  // how the checkpoint stores matrices that are not floats
 
   int64_t num_moe_layers() const;
 };

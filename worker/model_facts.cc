@@ -26,8 +26,8 @@ absl::StatusOr<DType> ChooseDType(const std::string& name, const ModelConfig& co
                                   const Checkpoint& checkpoint) {
   if (name != "auto") return ParseDType(name);
   if (config.stored_dtype.empty()) {
-    return checkpoint.stored_dtype({TensorRole::kEmbedding}) == StoredDType::kBF16 ? DType::kBF16
-                                                                                   : DType::kF32;
+    const StoredDType stored = checkpoint.Parts({TensorRole::kEmbedding}).front().dtype;
+    return stored == StoredDType::kBF16 ? DType::kBF16 : DType::kF32;
   }
   if (config.stored_dtype == "float16") spdlog::info("float16 weights are computed in float32");
   return config.dtype;
@@ -102,13 +102,14 @@ absl::StatusOr<uint64_t> ModelHash(const std::string& model_dir, const OpenedMod
   Hash64 hash;
   hash.Text(*config);
   for (const TensorSpec& spec : ModelTensors(model.config)) {
-    const std::span<const std::byte> bytes = model.checkpoint.StoredData(spec.key);
     hash.Text(spec.name);
     for (int64_t dim : spec.shape) hash.Number(static_cast<uint64_t>(dim));
-    hash.Number(static_cast<uint64_t>(model.checkpoint.stored_dtype(spec.key)));
-    hash.Number(bytes.size());
-    const size_t sample = std::min(bytes.size(), kSampleBytes);
-    hash.Bytes(bytes.subspan((bytes.size() - sample) / 2, sample));
+    for (const StoredPart& part : model.checkpoint.Parts(spec.key)) {
+      hash.Number(static_cast<uint64_t>(part.dtype));
+      hash.Number(part.bytes.size());
+      const size_t sample = std::min(part.bytes.size(), kSampleBytes);
+      hash.Bytes(part.bytes.subspan((part.bytes.size() - sample) / 2, sample));
+    }
   }
   return hash.value();
 }

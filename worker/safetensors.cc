@@ -31,6 +31,12 @@ StoredDType DTypeFromName(const std::string& name) {
   if (name == "F32") return StoredDType::kF32;
   if (name == "BF16") return StoredDType::kBF16;
   if (name == "F16") return StoredDType::kF16;
+  if (name == "F8_E4M3") return StoredDType::kF8E4M3;
+  if (name == "F8_E8M0") return StoredDType::kF8E8M0;
+  if (name == "I8") return StoredDType::kI8;
+  if (name == "U8") return StoredDType::kU8;
+  if (name == "I32") return StoredDType::kI32;
+  if (name == "I64") return StoredDType::kI64;
   return StoredDType::kOther;
 }
 
@@ -110,8 +116,28 @@ json ParseShallow(const char* text, size_t size) {
 }  // namespace
 
 size_t StoredDTypeSize(StoredDType dtype) {
-  SY_CHECK(dtype != StoredDType::kOther);
-  return dtype == StoredDType::kF32 ? 4 : 2;
+  switch (dtype) {
+    case StoredDType::kI64:
+      return 8;
+    case StoredDType::kF32:
+    case StoredDType::kI32:
+      return 4;
+    case StoredDType::kBF16:
+    case StoredDType::kF16:
+      return 2;
+    case StoredDType::kF8E4M3:
+    case StoredDType::kF8E8M0:
+    case StoredDType::kI8:
+    case StoredDType::kU8:
+      return 1;
+    case StoredDType::kOther:
+      break;
+  }
+  SY_CHECK(false);
+}
+
+bool IsPlainFloat(StoredDType dtype) {
+  return dtype == StoredDType::kF32 || dtype == StoredDType::kBF16 || dtype == StoredDType::kF16;
 }
 
 absl::StatusOr<StoredTensors> ParseSafetensorsHeader(std::span<const std::byte> head,

@@ -16,8 +16,21 @@
 
 namespace switchyard {
 
-enum class StoredDType : uint8_t { kF32, kBF16, kF16, kOther };
+enum class StoredDType : uint8_t {
+  kF32,
+  kBF16,
+  kF16,
+  kF8E4M3,
+  kF8E8M0,
+  kI8,
+  kU8,
+  kI32,
+  kI64,
+  kOther
+};
 size_t StoredDTypeSize(StoredDType dtype);  // REQUIRES: not kOther
+// F32, BF16 and F16: what an unquantised tensor may be.
+bool IsPlainFloat(StoredDType dtype);
 
 struct StoredTensor {
   StoredDType dtype = StoredDType::kOther;

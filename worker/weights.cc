@@ -7,6 +7,15 @@
 namespace switchyard {
 namespace {
 
+// Reports what was read when it has been copied.
+void ReleaseLoaded(Checkpoint::Loaded& loaded, const LoadProgress& progress) {
+  loaded.Release();
+  if (!progress) return;
+  int64_t bytes = 0;
+  for (const StoredPart& part : loaded.source) bytes += static_cast<int64_t>(part.bytes.size());
+  progress(bytes);
+}
+
 // Loads the tensors of one layer (or of none) and reports progress.
 class Loader {
  public:
@@ -45,10 +54,7 @@ class Loader {
   }
 
  private:
-  void Done(Checkpoint::Loaded& loaded) const {
-    loaded.Release();
-    if (progress_) progress_(static_cast<int64_t>(loaded.source.size()));
-  }
+  void Done(Checkpoint::Loaded& loaded) const { ReleaseLoaded(loaded, progress_); }
 
   const Checkpoint& checkpoint_;
   const DType dtype_;
@@ -117,8 +123,7 @@ std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& c
     weights->lm_head = backend->Pack(weights->embedding, FormatOf(dtype));
     backend->Synchronize();
   }
-  embedding.Release();
-  if (progress) progress(static_cast<int64_t>(embedding.source.size()));
+  ReleaseLoaded(embedding, progress);
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
     weights->layers.push_back(LoadLayer(load, config, layer));
   }
