@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/tensor.h"
-
 namespace switchyard {
 namespace {
 
@@ -32,18 +30,19 @@ uint64_t SumChunk(const uint64_t* words) {
   return sum;
 }
 
+uint64_t* Chunk(const Buffer& buffer, int64_t i) {
+  return reinterpret_cast<uint64_t*>(buffer.data() + static_cast<size_t>(i) * kChunkBytes);
+}
+
 }  // namespace
 
-double ProbeReadBandwidth(ThreadPool* pool, size_t bytes, int repetitions) {
-  SY_CHECK_GE(repetitions, 1);
-  const size_t chunks = std::max<size_t>(1, bytes / kChunkBytes);
-  const Buffer buffer(chunks * kChunkBytes);
-  const auto chunk = [&](int64_t i) {
-    return reinterpret_cast<uint64_t*>(buffer.data() + static_cast<size_t>(i) * kChunkBytes);
-  };
-  pool->ParallelFor(static_cast<int64_t>(chunks), [&](int64_t i) {
+BandwidthProbe::BandwidthProbe(ThreadPool* pool, size_t bytes)
+    : pool_(pool),
+      num_chunks_(std::max<size_t>(1, bytes / kChunkBytes)),
+      buffer_(num_chunks_ * kChunkBytes) {
+  pool_->ParallelFor(static_cast<int64_t>(num_chunks_), [&](int64_t i) {
     uint64_t state = static_cast<uint64_t>(i) + 1;
-    uint64_t* words = chunk(i);
+    uint64_t* words = Chunk(buffer_, i);
     for (size_t j = 0; j < kChunkBytes / 8; ++j) {
       state ^= state << 13;
       state ^= state >> 7;
@@ -51,17 +50,25 @@ double ProbeReadBandwidth(ThreadPool* pool, size_t bytes, int repetitions) {
       words[j] = state;
     }
   });
+}
+
+double BandwidthProbe::Sample() {
   std::atomic<uint64_t> sum{0};  // keeps the reads alive
+  const auto begin = std::chrono::steady_clock::now();
+  pool_->ParallelFor(static_cast<int64_t>(num_chunks_), [&](int64_t i) {
+    sum.fetch_add(SumChunk(Chunk(buffer_, i)), std::memory_order_relaxed);
+  });
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return static_cast<double>(num_chunks_ * kChunkBytes) / seconds / 1e9;
+}
+
+double ProbeReadBandwidth(ThreadPool* pool, size_t bytes, int repetitions) {
+  SY_CHECK_GE(repetitions, 1);
+  BandwidthProbe probe(pool, bytes);
+  probe.Sample();
   std::vector<double> rates;
-  for (int r = 0; r <= repetitions; ++r) {
-    const auto begin = std::chrono::steady_clock::now();
-    pool->ParallelFor(static_cast<int64_t>(chunks), [&](int64_t i) {
-      sum.fetch_add(SumChunk(chunk(i)), std::memory_order_relaxed);
-    });
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    if (r > 0) rates.push_back(static_cast<double>(chunks * kChunkBytes) / seconds / 1e9);
-  }
+  for (int r = 0; r < repetitions; ++r) rates.push_back(probe.Sample());
   std::nth_element(rates.begin(), rates.begin() + static_cast<int64_t>(rates.size() / 2),
                    rates.end());
   return rates[rates.size() / 2];

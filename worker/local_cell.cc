@@ -180,6 +180,8 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   const PlannerOptions planner = parts->Planner(options);
   pool_ = std::move(parts->pool);
   placement_ = parts->placement;
+  attention_weights_ = parts->attention_weights;
+  expert_weights_ = parts->expert_weights;
   communicators_ =
       MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
   const int64_t hidden = parts->model.config.hidden_size;

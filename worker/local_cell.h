@@ -60,6 +60,10 @@ class LocalCell {
   const WorkerCounters& expert_counters(int worker) const {
     return *expert_counters_[static_cast<size_t>(worker)];
   }
+  const AttentionWeights& attention_weights() const { return *attention_weights_; }
+  const ExpertWeights& expert_weights(int worker) const {
+    return *expert_weights_[static_cast<size_t>(worker)];
+  }
   ThreadPool* pool() { return pool_.get(); }
 
   // Called before the first Execute; called on the workers' threads, also during destruction when
@@ -82,8 +86,10 @@ class LocalCell {
   // Constant after Create. Workers go first: they use the rest.
   std::unique_ptr<ThreadPool> pool_;
   std::vector<std::unique_ptr<Communicator>> communicators_;
-  std::vector<std::unique_ptr<KvCache>> kv_;               // one per attention worker
-  std::vector<std::shared_ptr<WorkerCounters>> counters_;  // one per attention worker
+  std::shared_ptr<const AttentionWeights> attention_weights_;
+  std::vector<std::shared_ptr<const ExpertWeights>> expert_weights_;  // one per expert worker
+  std::vector<std::unique_ptr<KvCache>> kv_;                          // one per attention worker
+  std::vector<std::shared_ptr<WorkerCounters>> counters_;             // one per attention worker
   std::vector<std::shared_ptr<WorkerCounters>> expert_counters_;
   ModelInfo info_;
   std::shared_ptr<const ExpertPlacement> placement_;

@@ -217,11 +217,22 @@ TEST_F(SynthTest, BenchOfflineMeasures) {
   ASSERT_EQ(rows.size(), 2u);
   for (const json& row : rows) {
     for (const char* field :
-         {"prefill_tokens_per_second", "decode_tokens_per_second", "probe_gb_per_second"}) {
+         {"prefill_tokens_per_second", "decode_tokens_per_second", "probe_gb_per_second",
+          "decode_bytes_per_step", "decode_share_of_bound", "prefill_gflops"}) {
       EXPECT_GT(row[field].get<double>(), 0.0) << field;
     }
   }
   EXPECT_EQ(rows[1]["batch"], 40);
+  // One row reads the active parameters (padded to panels), forty read nearly all experts.
+  const auto facts = json::parse(Inspect({.model_dir = synth.out_dir})->json);
+  const double active = facts["parameters_active"].get<double>() * sizeof(float);
+  const double total = facts["parameters_total"].get<double>() * sizeof(float);
+  const double one = rows[0]["decode_bytes_per_step"].get<double>();
+  const double forty = rows[1]["decode_bytes_per_step"].get<double>();
+  EXPECT_GT(one, 0.6 * active);
+  EXPECT_LT(one, 1.5 * active);
+  EXPECT_GT(forty, one);
+  EXPECT_LT(forty, 4 * total);  // two attention workers, two steps for forty rows
   EXPECT_THAT(report->Text(), HasSubstr("decode tok/s"));
   options.batches = {0};
   EXPECT_THAT(std::string(BenchOffline(options).status().message()), HasSubstr("batch 0"));

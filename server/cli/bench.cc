@@ -93,8 +93,11 @@ Command AddBench(CLI::App* parent) {
   app->require_subcommand(1);
   CLI::App* offline = app->add_subcommand("offline", "prefill and decode speed without a server");
   offline->footer(
-      "Random, distinct tokens per sequence. The memory bandwidth of a probe in the same process "
-      "stands\nbeside every figure.\n\nExample: switchyard bench offline --model models/demo "
+      "Random, distinct tokens per sequence. 'MB a step' are the weights and keys and values that "
+      "a "
+      "decode step reads,\neach once; 'of bandwidth' is the share of a read probe's rate, sampled "
+      "between the runs, at which it does so.\n\nExample: switchyard bench offline --model "
+      "models/demo "
       "--prompt-tokens 128 --output-tokens 64 --batch 1,4,16");
   BenchOfflineOptions& options = flags->offline;
   offline->add_option("--model", options.cell.model_dir, "checkpoint folder")->required();
@@ -108,6 +111,9 @@ Command AddBench(CLI::App* parent) {
       ->delimiter(',')
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  offline->add_option("--repetitions", options.repetitions, "of every batch; medians are printed")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
   offline->add_option("--attention-workers", options.cell.attention_workers, "")
       ->capture_default_str();
   offline->add_option("--expert-workers", options.cell.expert_workers, "")->capture_default_str();
