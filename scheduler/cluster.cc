@@ -14,6 +14,7 @@
 #include "kernels/check.h"
 #include "kernels/mutex.h"
 #include "proto/step_wire.h"
+#include "scheduler/cell_costs.h"
 #include "scheduler/cluster_credentials.h"
 #include "scheduler/control_session.h"
 #include "spdlog/spdlog.h"
@@ -29,7 +30,6 @@ constexpr auto kTick = std::chrono::milliseconds(100);
 constexpr int kMissedHeartbeats = 8;
 constexpr int kMaxMessageBytes = 256 << 20;  // a result with all logprobs of a long prompt
 constexpr int32_t kMaxKvBlocks = 1 << 26;    // of one worker
-constexpr int64_t kMaxCostNs = 10'000'000'000;
 constexpr size_t kMaxQuarantine = 1024;
 constexpr auto kQuarantine = std::chrono::seconds(20);
 constexpr size_t kMaxCounters = 64;  // of one worker
@@ -51,23 +51,6 @@ MembershipOptions ToMembershipOptions(const ClusterOptions& options) {
           .stall_timeout = options.stall_timeout,
           .no_home_timeout = options.no_home_timeout,
           .draw_secret = [] { return RandomBytes(32); }};
-}
-
-// One set of constants for a whole epoch: the (lower) median of each over its expert workers.
-v1::PlanCosts MedianCosts(const std::vector<v1::PlanCosts>& measured) {
-  v1::PlanCosts median;
-  const auto set = [&](auto get, auto set_median) {
-    std::vector<int64_t> values;
-    for (const v1::PlanCosts& costs : measured)
-      values.push_back(std::clamp<int64_t>((costs.*get)(), 0, kMaxCostNs));
-    std::sort(values.begin(), values.end());
-    if (!values.empty()) (median.*set_median)(values[(values.size() - 1) / 2]);
-  };
-  set(&v1::PlanCosts::read_expert_ns, &v1::PlanCosts::set_read_expert_ns);
-  set(&v1::PlanCosts::compute_1k_rows_ns, &v1::PlanCosts::set_compute_1k_rows_ns);
-  set(&v1::PlanCosts::move_expert_ns, &v1::PlanCosts::set_move_expert_ns);
-  set(&v1::PlanCosts::plan_fixed_ns, &v1::PlanCosts::set_plan_fixed_ns);
-  return median;
 }
 
 // The members of the newest epoch, for Execute. Immutable.
@@ -472,7 +455,7 @@ void Cluster::State::Do(InstallAction& action) {
       if (const auto known = costs.find(member); known != costs.end())
         measured.push_back(known->second);
     }
-    next_costs = MedianCosts(measured);
+    next_costs = CombineCosts(measured);
   }
   v1::SchedulerMessage message;
   v1::Install* install = message.mutable_install();

@@ -167,7 +167,7 @@ PlannerOptions LocalCell::Parts::Planner(const CellOptions& options) const {
     planner.costs = MeasurePlanCosts({.hidden = model.config.hidden_size,
                                       .width = model.config.moe.expert_width,
                                       .dtype = model.dtype},
-                                     backends.front().get());
+                                     backends.front().get(), /*link=*/nullptr);
     spdlog::info(
         "plan costs: {} ns to read an expert, {} ns per row, {} ns to move an expert (a copy)",
         planner.costs.expert_read_ps / 1000, planner.costs.token_ps / 1000,

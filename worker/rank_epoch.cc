@@ -17,19 +17,10 @@ absl::Status Bad(const v1::Install& install, const std::string& what) {
 
 // What was not measured is 0 and keeps its default.
 absl::StatusOr<PlanCosts> FromWire(const v1::PlanCosts& from) {
-  constexpr int64_t kPsPerNs = 1000;
-  constexpr int64_t kMaxNs = int64_t{1} << 40;
-  for (int64_t ns : {from.read_expert_ns(), from.compute_1k_rows_ns(), from.move_expert_ns(),
-                     from.plan_fixed_ns()}) {
-    if (ns < 0 || ns > kMaxNs)
-      return absl::InvalidArgumentError(absl::StrCat("a cost of ", ns, " ns"));
-  }
   PlanCosts costs;
-  if (from.compute_1k_rows_ns() > 0)
-    costs.token_ps = std::max<int64_t>(1, from.compute_1k_rows_ns() * kPsPerNs / 1024);
-  if (from.read_expert_ns() > 0) costs.expert_read_ps = from.read_expert_ns() * kPsPerNs;
-  if (from.move_expert_ns() > 0)
-    costs.expert_move_ps = (from.move_expert_ns() + from.plan_fixed_ns()) * kPsPerNs;
+  if (from.token_ps() != 0) costs.token_ps = from.token_ps();
+  if (from.expert_read_ps() != 0) costs.expert_read_ps = from.expert_read_ps();
+  if (from.expert_move_ps() != 0) costs.expert_move_ps = from.expert_move_ps();
   if (absl::Status status = CheckPlanCosts(costs); !status.ok()) return status;
   return costs;
 }

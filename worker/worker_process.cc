@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "comm/data_plane.h"
+#include "spdlog/spdlog.h"
 #include "worker/kv_cache.h"
 #include "worker/plan_cost_probe.h"
 #include "worker/weights.h"
@@ -42,17 +43,25 @@ absl::Status CheckOptions(const WorkerProcessOptions& options) {
 }
 
 // What this machine takes for the planner's unit operations; nothing for a model without experts.
-v1::PlanCosts MeasureCosts(const OpenedModel& model, ComputeBackend* backend) {
+v1::PlanCosts MeasureCosts(const OpenedModel& model, const std::string& data_host,
+                           ComputeBackend* backend) {
   v1::PlanCosts out;
   if (model.info.num_moe_layers == 0) return out;
-  const PlanCosts costs = MeasurePlanCosts({.hidden = model.config.hidden_size,
-                                            .width = model.config.moe.expert_width,
-                                            .dtype = model.dtype},
-                                           backend);
-  constexpr int64_t kPsPerNs = 1000;
-  out.set_read_expert_ns(costs.expert_read_ps / kPsPerNs);
-  out.set_compute_1k_rows_ns(costs.token_ps * 1024 / kPsPerNs);
-  out.set_move_expert_ns(costs.expert_move_ps / kPsPerNs);
+  auto link = MoveLink::Create(data_host);
+  if (!link.ok()) {
+    spdlog::warn("moving an expert between workers cannot be measured, so none will move: {}",
+                 std::string(link.status().message()));
+  }
+  PlanCosts costs = MeasurePlanCosts({.hidden = model.config.hidden_size,
+                                      .width = model.config.moe.expert_width,
+                                      .dtype = model.dtype},
+                                     backend, link.ok() ? link->get() : nullptr);
+  if (!link.ok()) costs.expert_move_ps = 0;
+  spdlog::info("plan costs: {} ns to read an expert, {} ns per row, {} ns to move an expert",
+               costs.expert_read_ps / 1000, costs.token_ps / 1000, costs.expert_move_ps / 1000);
+  out.set_token_ps(costs.token_ps);
+  out.set_expert_read_ps(costs.expert_read_ps);
+  out.set_expert_move_ps(costs.expert_move_ps);
   return out;
 }
 
@@ -104,7 +113,8 @@ std::unique_ptr<RoleHost> WorkerProcess::MakeHost(v1::WorkerRole role,
   const HostContext context = {
       .model = &model_, .pool = pool_.get(), .memory = memory_.get(), .isa = options.model.isa};
   if (role == v1::WORKER_ROLE_EXPERT)
-    return MakeExpertHost(context, home_slots_, MeasureCosts(model_, backend_.get()));
+    return MakeExpertHost(context, home_slots_,
+                          MeasureCosts(model_, options.data_host, backend_.get()));
   const int64_t total = AttentionBytes(model_.checkpoint, model_.config);
   int64_t done = 0;
   const LoadProgress progress = [&](int64_t bytes) {

@@ -9,6 +9,7 @@
 #include "server/cli/log.h"
 #include "server/progress_bar.h"
 #include "worker/bench_offline.h"
+#include "worker/bench_rerouting.h"
 
 namespace switchyard {
 namespace {
@@ -85,6 +86,52 @@ void AddPlannerFlags(CLI::App* planner, BenchPlannerFlags* flags) {
   planner->add_flag("--json", flags->json, "print JSON alone on stdout");
 }
 
+struct BenchReroutingFlags {
+  BenchReroutingOptions options;
+  bool json = false;
+};
+
+int RunBenchRerouting(BenchReroutingFlags flags) {
+  ConfigureLog("text");
+  absl::StatusOr<BenchReroutingReport> report;
+  {
+    ProgressBar bar("rerouting", 100, /*quiet=*/false);
+    flags.options.progress = [&](int64_t done, int64_t total) { bar.Update(done * 100 / total); };
+    report = BenchRerouting(flags.options);
+  }
+  if (!report.ok()) return Fail(report.status());
+  std::printf("%s\n", flags.json ? report->Json().c_str() : report->Text().c_str());
+  return 0;
+}
+
+void AddReroutingFlags(CLI::App* app, BenchReroutingFlags* flags) {
+  app->footer(
+      "Skewed synthetic routing through plain expert parallelism and through --balance auto, "
+      "interleaved. Each rank's\nshare is computed by one thread, one rank after the other, and "
+      "moved experts are sent over the loopback network:\na layer takes planning + the longest "
+      "rank, "
+      "as if every rank had a core. `modelled` is the cost model's figure.\n\nExample: switchyard "
+      "bench rerouting --tokens 16,512 --json");
+  BenchReroutingOptions& options = flags->options;
+  app->add_option("--hidden", options.hidden, "size of a row")->capture_default_str();
+  app->add_option("--width", options.width, "of an expert")->capture_default_str();
+  app->add_option("--layers", options.layers, "MoE layers")->capture_default_str();
+  app->add_option("--experts", options.experts, "per layer")->capture_default_str();
+  app->add_option("--top-k", options.top_k, "experts of a token")->capture_default_str();
+  app->add_option("--ranks", options.ranks, "expert workers")->capture_default_str();
+  app->add_option("--foreign-slots", options.foreign_slots,
+                  "experts per layer and rank that may be moved in")
+      ->capture_default_str();
+  app->add_option("--tokens", options.tokens, "of a step, e.g. 16,512")
+      ->delimiter(',')
+      ->capture_default_str();
+  app->add_option("--steps", options.steps, "of every workload and planner")->capture_default_str();
+  app->add_option("--dtype", options.dtype, "bfloat16 or float32")->capture_default_str();
+  app->add_option("--isa", options.isa, "auto, avx512, avx2 or portable")->capture_default_str();
+  app->add_option("--seed", options.seed, "of weights and workloads")->capture_default_str();
+  app->add_flag("--json", flags->json, "print JSON alone on stdout");
+}
+
 }  // namespace
 
 Command AddBench(CLI::App* parent) {
@@ -127,7 +174,12 @@ Command AddBench(CLI::App* parent) {
   auto planner_flags = std::make_shared<BenchPlannerFlags>();
   CLI::App* planner = app->add_subcommand("planner", "compare the dispatch planners");
   AddPlannerFlags(planner, planner_flags.get());
+  auto rerouting_flags = std::make_shared<BenchReroutingFlags>();
+  CLI::App* rerouting =
+      app->add_subcommand("rerouting", "what rerouting work between expert workers gains");
+  AddReroutingFlags(rerouting, rerouting_flags.get());
   return {app, [=] {
+            if (rerouting->parsed()) return RunBenchRerouting(*rerouting_flags);
             return planner->parsed() ? RunBenchPlanner(*planner_flags) : RunBenchOffline(*flags);
           }};
 }

@@ -143,3 +143,12 @@ def test_bench_offline():
     found = list(numbers(result))
     assert found and all(value > 0 for value in found)
     assert json.dumps(result).count('"batch"') >= 2
+
+
+def test_bench_rerouting():
+    assert "--foreign-slots" in ok("bench", "rerouting", "--help").stdout
+    args = ("bench", "rerouting", "--hidden", 64, "--width", 32, "--layers", 1, "--tokens", "4,64", "--steps", 2)
+    assert "speed-up" in ok(*args).stdout
+    rows = json.loads(ok(*args, "--json").stdout)["rows"]
+    assert len({row["workload"] for row in rows}) == len(rows) == 12
+    assert all(row["plain_ms"] > 0 and row["auto_ms"] > 0 for row in rows)
