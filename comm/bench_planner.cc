@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/bench_cases.h"
 #include "comm/placement_planner.h"
-#include "comm/workload.h"
 #include "kernels/check.h"
 
 namespace switchyard {
@@ -22,51 +22,6 @@ constexpr BalanceMode kModes[] = {BalanceMode::kNone, BalanceMode::kEplb, Balanc
                                   BalanceMode::kAuto};
 constexpr int32_t kRebalanceSteps = 8;
 constexpr int kTwins = 5;  // equal planners whose shortest time counts: others share the cores
-constexpr double kSkews[] = {0.0, 0.3, 0.6, 1.0, 1.2};
-
-struct Case {
-  WorkloadSpec spec;
-  int32_t replica_slots = 0;  // home slots per rank beyond N / P
-  double skew = -1;
-};
-
-std::vector<Case> Cases(uint64_t seed) {
-  std::vector<Case> cases;
-  for (double zipf : kSkews) {  // prefill
-    cases.push_back({{.tokens = 8192, .zipf = zipf}, 0, zipf});
-  }
-  // Decode: most experts have few tokens.
-  cases.push_back({{.num_experts = 256, .num_ranks = 16, .tokens = 64, .zipf = 0.6}, 4});
-  cases.push_back({{.num_experts = 256, .num_ranks = 16, .tokens = 128, .zipf = 1.0}, 4});
-  cases.push_back({{.num_experts = 128, .num_ranks = 8, .tokens = 31, .zipf = 0.3}, 4});
-  // Prefill of a wide layer.
-  cases.push_back({{.num_experts = 256, .num_ranks = 16, .tokens = 8192, .zipf = 1.2}, 0});
-  // Many tokens over replicas.
-  cases.push_back(
-      {{.num_experts = 256, .num_ranks = 16, .num_sources = 4, .tokens = 4096, .zipf = 0.6}, 4});
-  cases.push_back({{.tokens = 1021, .zipf = 0.6, .ragged = true}, 2});
-  // Hot ranks and experts, requests with a taste, change.
-  cases.push_back({{.tokens = 4096, .skew = WorkloadSkew::kHotRank}, 0});
-  cases.push_back({{.tokens = 4096, .skew = WorkloadSkew::kHotStripe}, 0});
-  cases.push_back({{.tokens = 4093, .zipf = 0.6, .tokens_per_request = 256}, 0});
-  cases.push_back({{.num_sources = 3,
-                    .tokens = 4096,
-                    .zipf = 0.6,
-                    .change = WorkloadChange::kDrift,
-                    .ragged = true},
-                   0});
-  cases.push_back({{.tokens = 4096, .zipf = 1.0, .change = WorkloadChange::kShift}, 0});
-  cases.push_back({{.tokens = 512, .zipf = 1.0, .change = WorkloadChange::kBurst}, 2});
-  cases.push_back({{.num_sources = 2, .tokens = 64, .zipf = 1.0, .prefill_tokens = 4096}, 2});
-  for (size_t i = 0; i < cases.size(); ++i) {
-    // The plotted ones differ in skew alone.
-    cases[i].spec.seed = cases[i].skew >= 0 ? seed : seed + i;
-  }
-  return cases;
-}
-
-using Steps = std::vector<std::vector<int32_t>>;  // counts of each step
-
 // Copies per expert over some steps.
 std::vector<int64_t> LoadsOf(const Steps& steps, size_t begin, size_t end, int32_t num_experts) {
   std::vector<int64_t> loads(static_cast<size_t>(num_experts), 0);
@@ -79,7 +34,7 @@ std::vector<int64_t> LoadsOf(const Steps& steps, size_t begin, size_t end, int32
 using Placement = std::shared_ptr<const ExpertPlacement>;
 
 // Even homes; the hottest experts of the first steps have a second one on the emptiest rank above.
-Placement HomesWithReplicas(const Case& c, const Steps& steps) {
+Placement HomesWithReplicas(const BenchCase& c, const Steps& steps) {
   const WorkloadSpec& spec = c.spec;
   const std::vector<int64_t> loads = LoadsOf(steps, 0, kRebalanceSteps, spec.num_experts);
   std::vector<std::vector<int32_t>> hosts;
@@ -125,7 +80,7 @@ int64_t CpuNanoseconds() {
 // One planner over one workload.
 class Run {
  public:
-  Run(const Case& c, const BenchPlannerOptions& options, BalanceMode mode)
+  Run(const BenchCase& c, const BenchPlannerOptions& options, BalanceMode mode)
       : case_(c), mode_(mode), steps_(options.steps) {
     options_.mode = mode;
     options_.costs.token_ps = options.token_ps;
@@ -136,7 +91,7 @@ class Run {
     }
     eplb_slots_ = (c.spec.num_experts + c.spec.num_ranks - 1) / c.spec.num_ranks + c.replica_slots +
                   options.foreign_slots;
-    row_.workload = c.spec.Name();
+    row_.workload = c.Name();
     row_.planner = mode;
     row_.skew = c.skew;
     row_.move_us = static_cast<double>(options_.costs.expert_move_ps) * 1e-6;
@@ -192,7 +147,7 @@ class Run {
     row_.tau_us += taus_.back() / steps_;
     row_.bound_us += static_cast<double>(plan_.lower_bound_ps) * 1e-6 / steps_;
     const double mean = static_cast<double>(plan_.total_copies) / plan_.num_ranks;
-    row_.max_mean += static_cast<double>(plan_.max_rank_copies) / mean / steps_;
+    if (mean > 0) row_.max_mean += static_cast<double>(plan_.max_rank_copies) / mean / steps_;
     row_.transfers += static_cast<int64_t>(plan_.moves.size());
     ++regimes_[PlanRegimeName(plan_.regime)];
   }
@@ -214,7 +169,7 @@ class Run {
     return row_;
   }
 
-  const Case& case_;
+  const BenchCase& case_;
   const BalanceMode mode_;
   const double steps_;
   PlannerOptions options_;
@@ -263,18 +218,22 @@ absl::StatusOr<BenchPlannerReport> BenchPlanner(const BenchPlannerOptions& optio
   costs.expert_read_ps = options.token_ps * options.t_mem_tokens;
   costs.expert_move_ps = options.token_ps * options.t_link_tokens;
   if (absl::Status status = CheckPlanCosts(costs); !status.ok()) return status;
+  const auto traces = ReadTraces(options.traces);
+  if (!traces.ok()) return traces.status();
   BenchPlannerReport report{.options = options, .rows = {}};
-  const std::vector<Case> cases = Cases(options.seed);
+  std::vector<BenchCase> cases = SyntheticCases(options.seed);
+  for (size_t i = 0; i < traces->size(); ++i) {  // the demo model's always in the same way
+    const ReplayOptions replay = i == 0 ? ReplayOptions{} : options.replay;
+    if (absl::Status status = AddRecordedCases((*traces)[i], replay, &cases); !status.ok())
+      return status;
+  }
   const int64_t total = static_cast<int64_t>(cases.size()) * options.steps;
   int64_t done = 0;
-  for (const Case& c : cases) {
-    Workload workload(c.spec);
-    Steps steps;
-    for (int32_t s = 0; s < options.steps; ++s, ++done) {
+  for (const BenchCase& c : cases) {
+    const Steps steps = StepsOf(c, options.steps, [&] {
       if (options.progress) options.progress(done, total);
-      const std::span<const int32_t> counts = workload.Next();
-      steps.emplace_back(counts.begin(), counts.end());
-    }
+      ++done;
+    });
     const Placement homes = HomesWithReplicas(c, steps);
     const double floor = SamplingFloor(c.spec);
     for (BalanceMode mode : kModes) {

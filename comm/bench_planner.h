@@ -1,4 +1,5 @@
-// Bench planner: synthetic workloads (workload.h) through every balance mode; what the plans would
+// Bench planner: synthetic workloads (workload.h) and recorded ones (recorded_workload.h; the demo
+// model's always, and the traces that are given) through every balance mode; what the plans would
 // cost by the cost model, how long planning takes, and a plot. `auto`, `none` and `llep` see the
 // same homes: even, and in some workloads replicas of the hottest experts on higher ranks, so that
 // the first home is plain expert parallelism's. `eplb` has homes of its own, planned anew every
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "comm/bench_cases.h"
 #include "comm/dispatch_planner.h"
 
 namespace switchyard {
@@ -23,6 +25,8 @@ struct BenchPlannerOptions {
   int64_t token_ps = 110'000;
   int32_t foreign_slots = 4;  // per layer and rank, of auto and llep
   uint64_t seed = 1;
+  std::vector<std::string> traces;  // files; each makes a workload per replayed layer and order
+  ReplayOptions replay;
   std::function<void(int64_t done, int64_t total)> progress;  // may be null
 };
 
@@ -50,6 +54,7 @@ struct BenchPlannerReport {
   std::string Svg() const;   // max/mean and cost against skew, a line per planner
 };
 
+// Errors: options out of range, a trace that cannot be read or has no rows.
 absl::StatusOr<BenchPlannerReport> BenchPlanner(const BenchPlannerOptions& options);
 
 }  // namespace switchyard

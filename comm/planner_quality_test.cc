@@ -143,6 +143,9 @@ TEST(BenchPlanner, AutoIsNeverModelledWorseThanPlain) {
     EXPECT_GT(plain_max_mean, 1.0);
   }
   EXPECT_GE(workloads.size(), 12u);
+  EXPECT_EQ(std::ranges::count_if(
+                workloads, [](const std::string& name) { return name.starts_with("demo-layer"); }),
+            4);
   EXPECT_EQ(workloads.size() * 4, report->rows.size());
   EXPECT_NE(report->Json().find("\"planner\": \"auto\""), std::string::npos);
   EXPECT_NE(report->Svg().find("<polyline"), std::string::npos);

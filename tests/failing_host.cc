@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "comm/exchange_layout.h"
-#include "worker/hash64.h"
+#include "comm/hash64.h"
 
 namespace switchyard {
 namespace {

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/hash64.h"
 #include "spdlog/spdlog.h"
-#include "worker/hash64.h"
 
 namespace switchyard {
 namespace {

@@ -7,10 +7,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/hash64.h"
 #include "kernels/backend.h"
 #include "kernels/thread_pool.h"
 #include "spdlog/spdlog.h"
-#include "worker/hash64.h"
 #include "worker/kv_cache.h"
 #include "worker/model_tensors.h"
 
