@@ -96,11 +96,7 @@ absl::Status AttentionWorker::ComputeStep(const StepPlan& plan, StepResult* resu
   }
   if (absl::Status status = table_.Apply(plan); !status.ok()) return status;
   if (absl::Status status = BuildBatch(plan); !status.ok()) return status;
-  const DecoderBatch batch{.tokens = tokens_,
-                           .positions = positions_,
-                           .routing_profiles = profiles_,
-                           .sequences = sequences_};
-  if (absl::Status status = decoder_.Forward(plan.header, batch); !status.ok()) return status;
+  if (absl::Status status = Forward(plan); !status.ok()) return status;
   options_.counters->rows.fetch_add(tokens_.size(), std::memory_order_relaxed);
 
   for (const SequenceWork& work : plan.work) {
@@ -140,6 +136,19 @@ absl::Status AttentionWorker::BuildBatch(const StepPlan& plan) {
   if (tokens_.empty())
     return absl::InvalidArgumentError(absl::StrCat("step ", plan.header.step, " has no rows"));
   return absl::OkStatus();
+}
+
+absl::Status AttentionWorker::Forward(const StepPlan& plan) {
+  RoutingRecorder* const recorder = options_.recorder;
+  const DecoderBatch batch{.tokens = tokens_,
+                           .positions = positions_,
+                           .routing_profiles = profiles_,
+                           .sequences = sequences_,
+                           .record = recorder != nullptr ? recorder->Begin(plan.work) : nullptr};
+  absl::Status status = decoder_.Forward(plan.header, batch);
+  if (batch.record != nullptr && status.ok()) recorder->Commit(batch.record);
+  if (batch.record != nullptr && !status.ok()) recorder->Discard(batch.record);
+  return status;
 }
 
 SamplingRow AttentionWorker::MakeSamplingRow(const SequenceWork& work) {

@@ -19,6 +19,7 @@
 #include "kernels/mutex.h"
 #include "proto/step_plan.h"
 #include "worker/decoder.h"
+#include "worker/routing_recorder.h"
 #include "worker/sequence_table.h"
 #include "worker/worker_counters.h"
 
@@ -32,6 +33,7 @@ struct AttentionWorkerOptions {
   CellRanks ranks;
   PlannerOptions planner;
   std::shared_ptr<WorkerCounters> counters;
+  RoutingRecorder* recorder = nullptr;  // null: routing is not recorded; outlives the worker
 };
 
 class AttentionWorker {
@@ -62,6 +64,7 @@ class AttentionWorker {
   StepResult RunStep(const StepPlan& plan);
   absl::Status ComputeStep(const StepPlan& plan, StepResult* result);
   absl::Status BuildBatch(const StepPlan& plan);
+  absl::Status Forward(const StepPlan& plan);
   void SampleTokens(const StepPlan& plan, StepResult* result);
   void ScorePrompt(const SequenceWork& work, int32_t first_row, SequenceResult* result);
   SamplingRow MakeSamplingRow(const SequenceWork& work);

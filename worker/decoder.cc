@@ -195,6 +195,10 @@ absl::Status Decoder::Moe(const StepHeader& step, int32_t moe_layer,
   const size_t copies = static_cast<size_t>(rows) * static_cast<size_t>(top_k);
   const Tensor normed = normed_.View(act_, {rows, config_.hidden_size});
   Route(weights, batch);
+  if (batch.record != nullptr) {
+    batch.record->SetLayer(moe_layer, std::span(expert_ids_).first(copies),
+                           std::span(expert_weights_).first(copies));
+  }
   if (absl::Status status =
           exchange_->Dispatch(step, moe_layer, std::span(expert_ids_).first(copies), normed);
       !status.ok()) {

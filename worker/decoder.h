@@ -16,6 +16,7 @@
 #include "worker/kv_cache.h"
 #include "worker/model_config.h"
 #include "worker/moe_exchange.h"
+#include "worker/routing_recorder.h"
 #include "worker/weights.h"
 #include "worker/worker_counters.h"
 
@@ -27,6 +28,7 @@ struct DecoderBatch {
   std::span<const int32_t> positions;          // [rows]
   std::span<const uint32_t> routing_profiles;  // [rows]
   std::span<const SequenceRows> sequences;
+  RoutingRecord* record = nullptr;  // gets every MoE layer's choices; null: nobody records them
   int64_t num_rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 

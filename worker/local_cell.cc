@@ -51,10 +51,13 @@ struct LocalCell::Parts {
   std::shared_ptr<const ExpertPlacement> placement;
   std::shared_ptr<const AttentionWeights> attention_weights;
   std::vector<std::shared_ptr<const ExpertWeights>> expert_weights;  // one per expert rank
+  std::unique_ptr<RoutingRecorder> recorder;
 
   absl::Status MakeBackends(const CellOptions& options);
   absl::Status ChoosePlacement(const CellOptions& options);
   PlannerOptions Planner(const CellOptions& options) const;
+  RoutingTraceShape TraceShape(const CellOptions& options) const;
+  absl::Status MakeRecorder(const CellOptions& options);
 };
 
 absl::Status LocalCell::Parts::MakeBackends(const CellOptions& options) {
@@ -86,6 +89,22 @@ absl::Status LocalCell::Parts::ChoosePlacement(const CellOptions& options) {
   return placement->Validate();
 }
 
+RoutingTraceShape LocalCell::Parts::TraceShape(const CellOptions& options) const {
+  return {.num_layers = model.info.num_moe_layers,
+          .num_experts = model.info.num_experts,
+          .top_k = model.info.top_k,
+          .has_weights = options.recorder.has_weights};
+}
+
+absl::Status LocalCell::Parts::MakeRecorder(const CellOptions& options) {
+  if (options.recorder.path.empty()) return absl::OkStatus();
+  auto made = RoutingRecorder::Create(options.recorder, TraceShape(options),
+                                      options.max_num_batched_tokens, ranks.num_attention);
+  if (!made.ok()) return made.status();
+  recorder = *std::move(made);
+  return absl::OkStatus();
+}
+
 absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
   absl::StatusOr<OpenedModel> model = OpenModel({.model_dir = options.model_dir,
                                                  .dtype = options.dtype,
@@ -96,6 +115,7 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
   if (absl::Status status = parts->ChoosePlacement(options); !status.ok()) return status;
   if (absl::Status status = parts->MakeBackends(options); !status.ok()) return status;
   if (absl::Status status = PlanMemory(options, parts); !status.ok()) return status;
+  if (absl::Status status = parts->MakeRecorder(options); !status.ok()) return status;
 
   const Checkpoint& checkpoint = parts->model.checkpoint;
   const ModelConfig& config = parts->model.config;
@@ -127,7 +147,12 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
                    .ranks = parts->ranks,
                    .max_rows = options.max_num_batched_tokens,
                    .threads = parts->pool->num_threads(),
-                   .eager_bytes = 0};  // no data plane
+                   .eager_bytes = 0,  // no data plane
+                   .recorder_bytes = 0};
+  if (!options.recorder.path.empty()) {
+    use.recorder_bytes = RoutingRecorder::BufferBytes(
+        parts->TraceShape(options), options.max_num_batched_tokens, parts->ranks.num_attention);
+  }
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     use.expert_weights_bytes +=
         ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e) +
@@ -179,6 +204,7 @@ PlannerOptions LocalCell::Parts::Planner(const CellOptions& options) const {
 void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   const PlannerOptions planner = parts->Planner(options);
   pool_ = std::move(parts->pool);
+  recorder_ = std::move(parts->recorder);
   placement_ = parts->placement;
   attention_weights_ = parts->attention_weights;
   expert_weights_ = parts->expert_weights;
@@ -219,7 +245,8 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                .exchange = shape,
                                .ranks = parts->ranks,
                                .planner = planner,
-                               .counters = counters_.back()},
+                               .counters = counters_.back(),
+                               .recorder = recorder_.get()},
         parts->model.config, parts->attention_weights, parts->placement,
         std::move(parts->backends[rank]), kv_.back().get(), communicators_[rank].get(),
         AttentionWorker::Callbacks{

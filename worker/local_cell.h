@@ -22,6 +22,7 @@
 #include "proto/step_plan.h"
 #include "worker/attention_worker.h"
 #include "worker/expert_worker.h"
+#include "worker/routing_recorder.h"
 
 namespace switchyard {
 
@@ -39,6 +40,7 @@ struct CellOptions {
   int max_num_batched_tokens = 2048;  // rows of a step over all participants; sizes all buffers
   PlannerOptions planner;           // how each layer's copies are balanced over the experts' hosts
   bool measure_plan_costs = false;  // planner.costs is replaced by what this machine takes
+  RoutingRecorderOptions recorder;  // with a path: routing is recorded
   std::shared_ptr<const ExpertPlacement> placement;           // null: even, without replicas
   std::function<void(int64_t done, int64_t total)> progress;  // bytes of the checkpoint loaded
 };
@@ -65,6 +67,7 @@ class LocalCell {
     return *expert_weights_[static_cast<size_t>(worker)];
   }
   ThreadPool* pool() { return pool_.get(); }
+  RoutingRecorder* recorder() { return recorder_.get(); }  // null: routing is not recorded
 
   // Called before the first Execute; called on the workers' threads, also during destruction when
   // steps are under way.
@@ -85,6 +88,7 @@ class LocalCell {
 
   // Constant after Create. Workers go first: they use the rest.
   std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<RoutingRecorder> recorder_;
   std::vector<std::unique_ptr<Communicator>> communicators_;
   std::shared_ptr<const AttentionWeights> attention_weights_;
   std::vector<std::shared_ptr<const ExpertWeights>> expert_weights_;  // one per expert worker

@@ -1,5 +1,7 @@
 #include "worker/local_cell.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -8,6 +10,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "comm/routing_trace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/safetensors.h"
@@ -66,6 +69,75 @@ TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
     TestDriver driver(cell.get());
     compare(driver, absl::StrCat(attention, "x", experts));
   }
+}
+
+// What a cell of this shape records while it runs the cases one after another, in chunks of `chunk`
+// rows, on its attention workers in turn. Its bits are those without a recorder.
+RoutingTrace RecordCases(CellOptions options, const std::vector<Case>& cases, int32_t chunk,
+                         const std::vector<TestOutput>& expected) {
+  options.recorder.path = absl::StrCat(testing::TempDir(), "/cell.", getpid(), ".trace");
+  options.recorder.wait_when_full = true;
+  const std::unique_ptr<LocalCell> cell = MakeCell(options);
+  if (cell == nullptr) return {};
+  TestDriver driver(cell.get());
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const TestOutput out =
+        driver.Generate(cases[i].prompt, cases[i].sampling, cases[i].num_tokens, chunk,
+                        static_cast<int>(i) % cell->num_attention_workers());
+    ExpectSameBits(expected[i], out, absl::StrCat("recorded, case ", i));
+  }
+  EXPECT_TRUE(cell->recorder()->Close().ok());
+  absl::StatusOr<RoutingTrace> trace = ReadRoutingTrace(options.recorder.path);
+  EXPECT_TRUE(trace.ok()) << trace.status();
+  std::filesystem::remove(options.recorder.path);
+  if (!trace.ok()) return {};
+  // The experts were really asked for what the trace says.
+  std::vector<uint64_t> copies(
+      static_cast<size_t>(cell->model_info().num_moe_layers * cell->model_info().num_experts));
+  for (size_t row = 0; row < trace->rows.size(); ++row) {
+    for (int32_t layer = 0; layer < trace->shape.num_layers; ++layer) {
+      for (uint16_t e : trace->Experts(row, layer)) {
+        ++copies[static_cast<size_t>(layer * trace->shape.num_experts) + e];
+      }
+    }
+  }
+  for (size_t i = 0; i < copies.size(); ++i) {
+    uint64_t computed = 0;
+    for (int w = 0; w < cell->num_expert_workers(); ++w)
+      computed += cell->expert_counters(w).expert_copies[i].load();
+    EXPECT_EQ(copies[i], computed) << "load " << i;
+  }
+  return *std::move(trace);
+}
+
+TEST_P(CellFamilyTest, RecordedRoutingIsWhatWasComputedWithoutTouchingTheBits) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 random(seed);
+  CellOptions options = Options(GetParam());
+  options.expert_workers = 1;
+  std::vector<Case> cases;
+  std::vector<TestOutput> expected;
+  {
+    const std::unique_ptr<LocalCell> plain = MakeCell(options);
+    ASSERT_NE(plain, nullptr);
+    EXPECT_EQ(plain->recorder(), nullptr);
+    cases = RandomCases(5, plain->model_info(), random);
+    TestDriver driver(plain.get());
+    for (const Case& c : cases)
+      expected.push_back(driver.Generate(c.prompt, c.sampling, c.num_tokens));
+  }
+  const RoutingTrace one = RecordCases(options, cases, 256, expected);
+  options.attention_workers = 2;
+  options.expert_workers = 3;
+  const RoutingTrace many = RecordCases(options, cases, 7, expected);
+  EXPECT_EQ(one.rows, many.rows);
+  EXPECT_EQ(one.ids, many.ids);
+  ASSERT_EQ(one.weights.size(), many.weights.size());
+  EXPECT_EQ(std::memcmp(one.weights.data(), many.weights.data(), one.weights.size() * 4), 0);
+  size_t rows = 0;
+  for (const Case& c : cases) rows += c.prompt.size() + c.num_tokens - 1;  // the last is not run
+  EXPECT_EQ(one.rows.size(), rows);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, CellFamilyTest,
@@ -263,6 +335,13 @@ TEST(LocalCellTest, NonFiniteLogitsFailOnlyTheirSequence) {
   EXPECT_TRUE(driver.output(healthy).finite);
   ExpectSameBits(driver.output(healthy), expected, "beside a sick sequence");
   std::filesystem::remove_all(dir);
+}
+
+TEST(LocalCellTest, ATraceThatCannotBeMadeIsAnErrorAtStart) {
+  CellOptions options = Options("qwen3_moe");
+  options.recorder.path = "/nowhere/routing.trace";
+  EXPECT_THAT(std::string(LocalCell::Create(options).status().message()),
+              HasSubstr("cannot make /nowhere/routing.trace"));
 }
 
 TEST(LocalCellTest, TooLittleMemoryIsAnErrorAtStart) {

@@ -36,7 +36,7 @@ absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& us
   const int64_t num_ranks = use.attention_workers + use.expert_workers;
   const int64_t num_peers = int64_t{use.ranks.num_attention} + use.ranks.num_experts - 1;
   const int64_t buffers =
-      num_ranks * num_peers * use.eager_bytes +
+      use.recorder_bytes + num_ranks * num_peers * use.eager_bytes +
       use.attention_workers * (Decoder::WorkspaceBytes(model.config, model.dtype, use.max_rows) +
                                MoeExchange::BufferBytes(shape, use.ranks) + attention.backend) +
       use.expert_workers * (ExpertWorker::BufferBytes(shape, use.ranks) + expert.backend) +

@@ -24,6 +24,7 @@ struct MemoryUse {
   int32_t max_rows = 0;              // of a step
   int32_t threads = 0;               // of the process's compute pool
   int64_t eager_bytes = 0;           // what a peer may send a rank that did not ask for it yet
+  int64_t recorder_bytes = 0;        // of the routing recorder, if there is one
 };
 
 // What `use` leaves of `available_bytes`. kResourceExhausted, with the numbers, when it is more;
