@@ -11,8 +11,9 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "switchyard " SWITCHYARD_VERSION);
   app.require_subcommand(1);
   app.footer("`switchyard COMMAND --help` explains a command and shows an example.");
-  const Command commands[] = {AddServe(&app), AddServer(&app), AddWorker(&app),  AddGenerate(&app),
-                              AddEval(&app),  AddSynth(&app),  AddInspect(&app), AddBench(&app)};
+  const Command commands[] = {AddServe(&app),    AddServer(&app), AddWorker(&app),
+                              AddGenerate(&app), AddEval(&app),   AddSynth(&app),
+                              AddInspect(&app),  AddBench(&app),  AddTrace(&app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

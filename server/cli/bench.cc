@@ -60,7 +60,8 @@ int RunBenchPlanner(BenchPlannerFlags flags) {
 
 void AddPlannerFlags(CLI::App* planner, BenchPlannerFlags* flags) {
   planner->footer(
-      "Synthetic routing through every --balance mode: what the plans would cost (a model, not a "
+      "Synthetic and recorded routing through every --balance mode: what the plans would cost (a "
+      "model, not a "
       "measurement), how\nfar from their lower bound they are, and how long planning takes. tau "
       "includes transfers.\n\nExample: switchyard bench planner --json --plot planner.svg");
   BenchPlannerOptions& options = flags->options;
@@ -82,6 +83,21 @@ void AddPlannerFlags(CLI::App* planner, BenchPlannerFlags* flags) {
                    "experts per layer and rank that may be moved in")
       ->capture_default_str();
   planner->add_option("--seed", options.seed, "of the workloads")->capture_default_str();
+  planner->add_option("--trace", options.traces,
+                      "file of `switchyard trace` to replay too; may be given several times");
+  ReplayOptions& replay = options.replay;
+  planner->add_option("--ranks", replay.num_ranks, "expert ranks on which --trace is replayed")
+      ->capture_default_str();
+  planner->add_option("--sources", replay.num_sources, "attention workers of --trace's sequences")
+      ->capture_default_str();
+  planner
+      ->add_option("--decode-tokens", replay.decode_tokens,
+                   "of --trace per step, one of each sequence")
+      ->capture_default_str();
+  planner
+      ->add_option("--prefill-tokens", replay.prefill_tokens,
+                   "of --trace per step, sequence after sequence")
+      ->capture_default_str();
   planner->add_option("--plot", flags->plot, "file for a plot of cost against skew (SVG)");
   planner->add_flag("--json", flags->json, "print JSON alone on stdout");
 }

@@ -40,5 +40,6 @@ Command AddBench(CLI::App* app);
 Command AddWorker(
     CLI::App* app,
     std::function<std::unique_ptr<RoleHost>(std::unique_ptr<RoleHost>)> wrap_host = nullptr);
+Command AddTrace(CLI::App* app);
 
 }  // namespace switchyard

@@ -7,7 +7,7 @@ import harness
 import pytest
 from tokenizers import Tokenizer
 
-SUBCOMMANDS = ("serve", "generate", "eval", "inspect", "synth", "bench")
+SUBCOMMANDS = ("serve", "generate", "eval", "inspect", "synth", "bench", "trace")
 TINY = harness.FIXTURES / "qwen3_moe"
 
 
