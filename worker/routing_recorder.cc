@@ -115,12 +115,20 @@ RoutingRecord* RoutingRecorder::Begin(std::span<const SequenceWork> work) {
   return record;
 }
 
-void RoutingRecorder::Commit(RoutingRecord* record) { Give(&queue_, record); }
-void RoutingRecorder::Discard(RoutingRecord* record) { Give(&free_, record); }
-
-void RoutingRecorder::Give(std::vector<RoutingRecord*>* to, RoutingRecord* record) {
+void RoutingRecorder::Commit(RoutingRecord* record) {
   MutexLock lock(mu_);
-  to->push_back(record);
+  if (closing_) {  // the writer may have gone
+    totals_.dropped_rows += static_cast<int64_t>(record->num_rows_);
+    free_.push_back(record);
+    return;
+  }
+  queue_.push_back(record);
+  changed_.NotifyAll();
+}
+
+void RoutingRecorder::Discard(RoutingRecord* record) {
+  MutexLock lock(mu_);
+  free_.push_back(record);
   changed_.NotifyAll();
 }
 

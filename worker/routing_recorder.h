@@ -77,7 +77,7 @@ class RoutingRecorder {
   void Discard(RoutingRecord* record);
 
   // Writes what was committed and closes the file. The first error of the file, if there was one.
-  // Idempotent; one thread. Begin gives nothing afterwards.
+  // Idempotent; one thread. Steps that begin or end later are dropped.
   absl::Status Close();
   Totals totals() const;  // any thread
 
@@ -85,7 +85,6 @@ class RoutingRecorder {
   RoutingRecorder(std::unique_ptr<RoutingTraceWriter> file, const RoutingTraceShape& shape,
                   int32_t max_rows, int32_t num_records, bool wait_when_full);
   void Write();
-  void Give(std::vector<RoutingRecord*>* to, RoutingRecord* record);
 
   // Constant after construction.
   const bool wait_when_full_;

@@ -51,6 +51,7 @@ TEST(RoutingRecorder, TheLastCommitCountsAndDiscardedStepsDoNot) {
   const std::string path = TestPath();
   const auto recorder = Make({.path = path});
   ASSERT_NE(recorder, nullptr);
+  RoutingRecord* const late = recorder->Begin(Work(1, 0, 4));
   for (int32_t id : {1, 2, 3}) {
     RoutingRecord* record = recorder->Begin(Work(5, 10, 1));
     ASSERT_NE(record, nullptr);
@@ -61,6 +62,9 @@ TEST(RoutingRecorder, TheLastCommitCountsAndDiscardedStepsDoNot) {
   ASSERT_TRUE(recorder->Close().ok());
   EXPECT_TRUE(recorder->Close().ok());
   EXPECT_EQ(recorder->Begin(Work(1, 0, 1)), nullptr) << "closed";
+  Fill(late, 4, 0);
+  recorder->Commit(late);
+  EXPECT_EQ(recorder->totals().dropped_rows, 5);
   EXPECT_EQ(recorder->totals().steps, 2);
   EXPECT_EQ(recorder->totals().rows, 2);
   EXPECT_EQ(recorder->totals().bytes, static_cast<int64_t>(std::filesystem::file_size(path)));

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -34,10 +35,13 @@ int Finish(const std::string& path, LocalEngine& engine) {
   return status.ok() ? 0 : Fail(status);
 }
 
-int RecordPrompts(const TraceFlags& flags) {
+int RecordPrompts(TraceFlags flags) {
   ConfigureLog(flags.front_end.log_format);
   const auto requests = ReadPrompts(flags.prompts, flags.max_tokens);
   if (!requests.ok()) return Fail(requests.status());
+  SchedulerOptions& scheduler = flags.engine.scheduler;  // what waits is in memory already
+  scheduler.max_queued_requests = scheduler.max_num_seqs;
+  scheduler.max_queued_tokens = INT64_MAX;
   const bool quiet = flags.front_end.log_format == "json";
   absl::StatusOr<std::unique_ptr<LocalEngine>> loaded;
   {
@@ -51,7 +55,7 @@ int RecordPrompts(const TraceFlags& flags) {
   absl::StatusOr<PromptRunReport> report;
   {
     ProgressBar bar("recording", static_cast<int64_t>(requests->size()), quiet);
-    report = RunPrompts(*requests, (*loaded)->engine, flags.engine.scheduler.max_num_seqs,
+    report = RunPrompts(*requests, (*loaded)->engine, scheduler.max_num_seqs,
                         [&](int64_t done) { bar.Update(done); });
   }
   const int code = Finish(flags.engine.cell.recorder.path, **loaded);
