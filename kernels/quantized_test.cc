@@ -110,24 +110,28 @@ PackedMatrix AnyMatrix(ComputeBackend& backend, Random& random, int64_t n, int64
   return backend.Pack(Source(random, n, k, format).tensor);
 }
 
+// In float32 against the reference; in bfloat16 it is the same number, rounded.
 void CheckMatmul(ComputeBackend& backend, Random& random, const WeightFormat& format, int64_t m,
                  int64_t k, int64_t n) {
-  const DType act = kActs[random.Int(0, 1)];
-  const DType out_type = random.Int(0, 1) == 0 ? DType::kF32 : act;
-  const Guarded x = random.Normal(act, {m, k});
+  const Guarded x = random.Normal(kActs[random.Int(0, 1)], {m, k});
   const Guarded bias = random.Normal(DType::kF32, {n});
   const PackedMatrix packed = AnyMatrix(backend, random, n, k, format);
-  const Guarded out(out_type, {m, n});
+  const Guarded out(DType::kF32, {m, n}), rounded(DType::kBF16, {m, n});
   backend.Matmul(x.t(), packed, bias.t().as<float>(), out.t());
+  backend.Matmul(x.t(), packed, bias.t().as<float>(), rounded.t());
   const Matrix rows = reference::QuantizeRows(reference::Widen(x.t()));
   const Matrix weights = reference::Unpack(packed);
   Matrix magnitude = reference::MatmulMagnitude(rows, weights);
   for (double& v : magnitude.values) v += 4.0;  // the bias
+  const std::string what = WeightFormatName(format) + " m " + std::to_string(m) + " k " +
+                           std::to_string(k) + " n " + std::to_string(n) + " " +
+                           DTypeName(x.t().dtype);
   ExpectClose(out.t(),
               reference::Matmul(rows, weights, {bias.t().as<float>(), static_cast<size_t>(n)}),
-              WeightFormatName(format) + " m " + std::to_string(m) + " k " + std::to_string(k) +
-                  " n " + std::to_string(n) + " " + DTypeName(act) + " to " + DTypeName(out_type),
-              &magnitude);
+              what, &magnitude);
+  for (int64_t i = 0; i < m * n; ++i) {
+    ASSERT_EQ(rounded.t().as<bf16>()[i].bits, ToBF16(out.t().as<float>()[i]).bits) << what;
+  }
 }
 
 TEST_P(QuantizedTest, EdgeShapes) {

@@ -1,7 +1,9 @@
 // Tensor: a non-owning, row-major view of typed memory. Buffer: its owner, 64-byte aligned, on the
-// host. Header-only and free of other includes of ours: comm/ includes it too. Neither is
-// thread-safe; a view must not outlive its owner.
+// host; large ones ask for huge pages. Header-only and free of other includes of ours: comm/
+// includes it too. Neither is thread-safe; a view must not outlive its owner.
 #pragma once
+
+#include <sys/mman.h>
 
 #include <array>
 #include <cstddef>
@@ -88,9 +90,14 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t bytes) : bytes_(bytes) {
+    constexpr size_t kHugePage = size_t{2} << 20;
     const size_t rounded = (bytes + 63) / 64 * 64;
-    data_.reset(rounded == 0 ? nullptr : std::aligned_alloc(64, rounded));
+    const bool huge = bytes >= kHugePage;
+    data_.reset(rounded == 0 ? nullptr : std::aligned_alloc(huge ? kHugePage : 64, rounded));
     SY_CHECK(rounded == 0 || data_ != nullptr);
+    // Only whole huge pages, so that no more memory is used than asked for. A refusal costs speed
+    // alone.
+    if (huge) (void)madvise(data_.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   }
   std::byte* data() const { return static_cast<std::byte*>(data_.get()); }
   size_t bytes() const { return bytes_; }

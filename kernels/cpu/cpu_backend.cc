@@ -91,7 +91,7 @@ MlpWeights CpuBackend::MakeMlp(int64_t width, int64_t hidden, const WeightFormat
 }
 
 size_t CpuBackend::PackedBytes(int64_t n, int64_t k, const WeightFormat& format) const {
-  return static_cast<size_t>(NumPanels(n)) * PanelBytes(k, format);
+  return MatrixBytes(NumPanels(n), k, format);
 }
 
 void CpuBackend::Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) {

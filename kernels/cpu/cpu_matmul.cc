@@ -60,7 +60,8 @@ void CpuBackend::Matmul(const Tensor& x, const PackedMatrix& w, const float* bia
   AddBlocks(0, rows, w.k, w.format, packed);
   PackBlocks(x);
 
-  shapes_.assign(1, {.rows = rows, .panels = NumPanels(w.n), .k = w.k});
+  const int64_t num_panels = NumPanels(w.n);
+  shapes_.assign(1, {.rows = rows, .panels = num_panels, .k = w.k});
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
   Run(static_cast<int64_t>(items_.size()), rows * w.n * w.k, [&](int64_t i) {
     const WorkItem& item = items_[static_cast<size_t>(i)];
@@ -69,6 +70,7 @@ void CpuBackend::Matmul(const Tensor& x, const PackedMatrix& w, const float* bia
                       .block_begin = item.block_begin,
                       .block_end = item.block_end,
                       .w = w.storage.data(),
+                      .num_panels = num_panels,
                       .k = w.k,
                       .format = w.format,
                       .panel_begin = item.panel_begin,
@@ -119,11 +121,13 @@ void CpuBackend::GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, c
 
   const auto item_of = [&](const WorkItem& item, const PackedMatrix& w, std::byte* rows) {
     const MlpGroup& g = groups[static_cast<size_t>(item.group)];
+    const int64_t num_panels = shapes_[static_cast<size_t>(item.group)].panels;
     return MatmulItem{.x = rows,
                       .rows = g.end - g.begin,
                       .block_begin = item.block_begin,
                       .block_end = item.block_end,
                       .w = w.storage.data(),
+                      .num_panels = num_panels,
                       .k = w.k,
                       .format = w.format,
                       .panel_begin = item.panel_begin,

@@ -2,12 +2,14 @@
 // one work item for one thread: no threads, no allocation, no checks. CpuBackend cuts ops into
 // items. Element types are float or uint16_t (bfloat16 bits); `bf16` flags say which.
 //
-// Weight panels: 16 output columns each, K-major, so that a 32-bit lane belongs to one column:
-//   kF32   [panel][k][16]
-//   kBF16  [panel][ceil(k/2)][16][2]: pairs (k, k+1)
-//   kInt8  [panel]{ scales [groups][16] float16, zero points [groups][16] uint8 if there are any,
-//          padding to 64 bytes, codes [ceil(k/4)][16][4] }
-//   kInt4  the same with codes [ceil(k/8)][16][4]: low halves k … k+3, high halves k+4 … k+7
+// A weight panel is 16 output columns, so that a 32-bit lane belongs to one column. Four panels lie
+// interleaved in a slab (the last slab may have fewer), so that however many panels are read at
+// once memory is read in one stream. A slab of `width` panels, K-major:
+//   kF32   [k][width][16]
+//   kBF16  [ceil(k/2)][width][16][2]: pairs (k, k+1)
+//   kInt8  for each group of inputs: scales [width][16] float16, zero points [width][16] uint8 if
+//          there are any (each padded to 64 bytes), codes [group/4][width][16][4]
+//   kInt4  the same with codes [group/8][width][16][4]: low halves k … k+3, high halves k+4 … k+7
 // Padding is zero weights. One layout for every number of rows.
 #pragma once
 
@@ -33,26 +35,39 @@ SY_SHARED constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) /
 // largest group of weights.
 constexpr int64_t kActGroup = 128;
 
-// Where the parts of a quantised panel begin.
-SY_SHARED constexpr size_t ZerosOffset(int64_t k, WeightFormat f) {
-  return static_cast<size_t>(CeilDiv(k, f.group)) * 2 * kPanelColumns;
+constexpr int64_t kSlabPanels = 4;
+// Of the slab that holds `panel`.
+SY_SHARED constexpr int64_t SlabWidth(int64_t panel, int64_t num_panels) {
+  const int64_t left = num_panels - panel / kSlabPanels * kSlabPanels;
+  return left < kSlabPanels ? left : kSlabPanels;
 }
-SY_SHARED constexpr size_t CodesOffset(int64_t k, WeightFormat f) {
-  const size_t zeros = f.zero_points ? static_cast<size_t>(CeilDiv(k, f.group) * kPanelColumns) : 0;
-  return (ZerosOffset(k, f) + zeros + 63) / 64 * 64;
+// The parts of one group of a quantised slab: offsets in bytes from the group's start.
+SY_SHARED constexpr int64_t ZerosOffset(int64_t width) { return CeilDiv(width, 2) * 64; }
+SY_SHARED constexpr int64_t CodesOffset(int64_t width, WeightFormat f) {
+  return ZerosOffset(width) + (f.zero_points ? 64 : 0);
 }
-SY_SHARED constexpr size_t PanelBytes(int64_t k, WeightFormat f) {
+// Bytes of the first `k` inputs of a slab; a whole number of groups unless it is the slab's end.
+SY_SHARED constexpr int64_t SlabBytes(int64_t width, int64_t k, WeightFormat f) {
   switch (f.type) {
     case WeightType::kF32:
-      return static_cast<size_t>(k) * 64;
+      return k * width * 64;
     case WeightType::kBF16:
-      return static_cast<size_t>(CeilDiv(k, 2)) * 64;
+      return CeilDiv(k, 2) * width * 64;
     case WeightType::kInt8:
-      return CodesOffset(k, f) + static_cast<size_t>(CeilDiv(k, 4)) * 64;
     case WeightType::kInt4:
-      return CodesOffset(k, f) + static_cast<size_t>(CeilDiv(k, 8)) * 64;
+      break;
   }
-  return 0;
+  return CeilDiv(k, f.group) * CodesOffset(width, f) +
+         CeilDiv(k, f.type == WeightType::kInt8 ? 4 : 8) * width * 64;
+}
+// Bytes before the slab that holds `panel`.
+SY_SHARED constexpr int64_t SlabBegin(int64_t panel, int64_t k, WeightFormat f) {
+  return panel / kSlabPanels * SlabBytes(kSlabPanels, k, f);
+}
+SY_SHARED constexpr size_t MatrixBytes(int64_t num_panels, int64_t k, WeightFormat f) {
+  return static_cast<size_t>(
+      SlabBegin(num_panels, k, f) +
+      (num_panels % kSlabPanels == 0 ? 0 : SlabBytes(num_panels % kSlabPanels, k, f)));
 }
 
 // A group of rows is cut into NumBlocks() blocks of almost equal size, at most max_rows each.
@@ -81,7 +96,8 @@ struct MatmulItem {
   const void* x = nullptr;  // packed rows of the whole group
   int64_t rows = 0;         // rows of the group
   int64_t block_begin = 0, block_end = 0;
-  const void* w = nullptr;  // panels of the whole matrix
+  const void* w = nullptr;  // slabs of the whole matrix
+  int64_t num_panels = 0;   // of the whole matrix
   int64_t k = 0;
   WeightFormat format = {};
   int64_t panel_begin = 0, panel_end = 0;

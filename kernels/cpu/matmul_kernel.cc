@@ -7,133 +7,135 @@ namespace {
 
 using cpu::MatmulItem;
 
-constexpr int64_t kBlockBytes = 16 << 10;  // a panel's share of a K block: half of the L1 cache
+// Of a slab in a K block: what one block of rows streams, and what several find in the caches.
+constexpr int64_t kStreamBytes = 16 << 10;
+constexpr int64_t kBlockBytes = 32 << 10;
 constexpr size_t kRowsInCache = size_t{256} << 10;  // of packed rows, in a core's L2
 
-// A step is one input (float32), a pair (bfloat16) or a group of kActGroup (quantised).
-struct FormatShape {
-  explicit FormatShape(WeightFormat f)
-      : format(f),
-        step_inputs(IsQuantized(f)                ? cpu::kActGroup
-                    : f.type == WeightType::kBF16 ? 2
-                                                  : 1),
-        step_bytes(f.type == WeightType::kInt8   ? cpu::kActGroup * kLanes
-                   : f.type == WeightType::kInt4 ? cpu::kActGroup * kLanes / 2
-                                                 : 64),
-        step_words(IsQuantized(f) ? kQuadsPerActGroup * WordsPerQuad(f)
-                   : f.type == WeightType::kBF16 && !kHasBf16Dot ? 2
-                                                                 : 1) {}
-  WeightFormat format;
-  int64_t step_inputs;
-  int64_t step_bytes;  // of a panel
-  int64_t step_words;  // of 32 bits, of a packed row
-};
+// Inputs are counted in units that may not be cut: one (kF32), a pair (kBF16), 128 (quantised).
+SY_INLINE int64_t UnitInputs(WeightFormat f) {
+  return IsQuantized(f) ? cpu::kActGroup : f.type == WeightType::kBF16 ? 2 : 1;
+}
+// 32-bit words of a packed row in a unit.
+SY_INLINE int64_t UnitWords(WeightFormat f) {
+  if (IsQuantized(f)) return kQuadsPerActGroup * WordsPerQuad(f);
+  return f.type == WeightType::kBF16 && !kHasBf16Dot ? 2 : 1;
+}
 
 // An item's geometry, worked out once.
 struct ItemShape {
   explicit ItemShape(const MatmulItem& item)
-      : steps_of(item.format),
-        num_blocks(cpu::NumBlocks(item.rows, kMaxRows)),
+      : num_blocks(cpu::NumBlocks(item.rows, kMaxRows)),
         first_row(cpu::BlockBegin(item.rows, num_blocks, item.block_begin)),
         rows(cpu::BlockBegin(item.rows, num_blocks, item.block_end) - first_row),
-        one_block(item.block_end - item.block_begin == 1),
-        panel_bytes(cpu::PanelBytes(item.k, item.format)),
+        max_panels(PanelsFor(static_cast<int>(cpu::CeilDiv(item.rows, num_blocks)))),
         row_bytes(PackedRowBytes(item.k, item.format)),
-        num_steps(cpu::CeilDiv(item.k, steps_of.step_inputs)) {}
-  FormatShape steps_of;
+        unit_inputs(UnitInputs(item.format)) {
+    const int64_t unit_bytes = cpu::SlabBytes(cpu::kSlabPanels, unit_inputs, item.format);
+    const int64_t bytes = item.block_end - item.block_begin == 1 ? kStreamBytes : kBlockBytes;
+    block_inputs = (bytes / unit_bytes > 1 ? bytes / unit_bytes : 1) * unit_inputs;
+  }
   int64_t num_blocks;  // of the whole group
   int64_t first_row;   // of the item, in the group
   int64_t rows;        // of the item
-  bool one_block;      // of the item
-  size_t panel_bytes;
+  int64_t max_panels;  // of a tile; the smaller blocks of rows could take more
   size_t row_bytes;
-  int64_t num_steps;  // along k
+  int64_t unit_inputs;
+  int64_t block_inputs;  // of a K block
 };
 
-// Some panels and steps of an item.
+// The inputs [k, k + num_k) of the panels [panel, panel + num_panels) of one slab.
 struct Stretch {
-  int64_t panel;
-  int log_panels;
-  int64_t step;
-  int64_t num_steps;
+  int64_t panel, num_panels;
+  int64_t k, num_k;
+  const std::byte* begin;  // in the slab
+  const std::byte* next;   // the stretch after it
 };
 
-// One block of rows of a stretch.
-void RunTile(const MatmulItem& item, const ItemShape& shape, int64_t block, TileArgs a,
-             const Stretch& stretch) {
+// A tile: one block of rows and 2^log_panels panels of a stretch.
+void RunTile(const MatmulItem& item, const ItemShape& shape, int64_t block, int log_panels,
+             TileArgs a, int64_t k) {
   const int64_t row = cpu::BlockBegin(item.rows, shape.num_blocks, block);
   const int64_t rows = cpu::BlockBegin(item.rows, shape.num_blocks, block + 1) - row;
   // const_cast: QuantizedBlock serves the writer too.
   void* x = static_cast<std::byte*>(const_cast<void*>(item.x)) +
             static_cast<size_t>(row) * shape.row_bytes;
-  a.x = static_cast<const uint32_t*>(x) + stretch.step * shape.steps_of.step_words * rows;
+  a.x = static_cast<const uint32_t*>(x) + k / shape.unit_inputs * UnitWords(item.format) * rows;
   if (IsQuantized(item.format)) {
     const QuantizedBlock packed(x, rows, item.k, item.format);
-    a.x_scales = packed.scales + stretch.step * rows;
-    a.x_sums = packed.sums + stretch.step * (cpu::kActGroup / item.format.group) * rows;
+    a.x_scales = packed.scales + k / cpu::kActGroup * rows;
+    a.x_sums = packed.sums + k / item.format.group * rows;
   }
   a.sums += (row - shape.first_row) * kLanes;
-  kTiles[FormatIndex(item.format)][rows - 1][stretch.log_panels](a);
+  kTiles[static_cast<int>(item.format.type)][rows - 1][log_panels](a);
 }
 
-// All blocks of a stretch.
-void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& stretch,
-                float* sums) {
-  const std::byte* panel = static_cast<const std::byte*>(item.w) +
-                           static_cast<size_t>(stretch.panel) * shape.panel_bytes;
-  const int64_t first_input = stretch.step * shape.steps_of.step_inputs;
-  const int64_t num_inputs = stretch.num_steps * shape.steps_of.step_inputs;
-  const int64_t left = item.k - first_input;
+// All tiles of a stretch. Each prefetches its share of the next stretch, so that memory is busy all
+// the time.
+void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& s, float* sums) {
+  const int64_t width = cpu::SlabWidth(s.panel, item.num_panels);
+  const int64_t num_blocks = item.block_end - item.block_begin;
+  const bool quantized = IsQuantized(item.format);
   TileArgs a{};
-  a.w = panel + static_cast<size_t>(stretch.step * shape.steps_of.step_bytes);
-  a.panel_bytes = shape.panel_bytes;
-  a.num_steps = stretch.num_steps;
-  a.num_k = num_inputs < left ? num_inputs : left;
+  a.step_bytes = width * 64;
+  a.num_steps = cpu::CeilDiv(s.num_k, shape.unit_inputs);
+  a.num_k = s.num_k;
   a.panel_stride = shape.rows * kLanes;
-  a.sums = sums + (stretch.panel - item.panel_begin) * a.panel_stride;
-  a.first = stretch.step == 0;
-  if (IsQuantized(item.format)) {
-    const size_t group = static_cast<size_t>(first_input / item.format.group);
-    a.w += cpu::CodesOffset(item.k, item.format);
-    a.scales = panel + group * 2 * kLanes;
-    a.zeros = panel + cpu::ZerosOffset(item.k, item.format) + group * kLanes;
+  a.first = s.k == 0;
+  a.group = item.format.group;
+  a.header_bytes = quantized ? cpu::CodesOffset(width, item.format) : 0;
+  const int64_t bytes = cpu::SlabBytes(width, s.num_k, item.format);
+  int64_t done = 0;  // panels
+  for (int64_t panel = s.panel; panel < s.panel + s.num_panels;) {
+    const int64_t left = s.panel + s.num_panels - panel;
+    const int log = shape.max_panels >= 4 && left >= 4   ? 2
+                    : shape.max_panels >= 2 && left >= 2 ? 1
+                                                         : 0;
+    const int64_t at = panel % cpu::kSlabPanels;
+    a.w = s.begin + a.header_bytes + at * 64;
+    a.scales = s.begin + at * 2 * kLanes;
+    a.zeros = item.format.zero_points ? s.begin + cpu::ZerosOffset(width) + at * kLanes : nullptr;
+    a.sums = sums + (panel - item.panel_begin) * a.panel_stride;
+    a.next_bytes = (a.step_bytes << log) / (s.num_panels * num_blocks);
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      a.next = s.next + bytes * (done * num_blocks + (b << log)) / (s.num_panels * num_blocks);
+      RunTile(item, shape, item.block_begin + b, log, a, s.k);
+    }
+    panel += int64_t{1} << log;
+    done += int64_t{1} << log;
   }
-  for (int64_t b = item.block_begin; b < item.block_end; ++b) RunTile(item, shape, b, a, stretch);
 }
 
 // All panels and blocks of an item into sums [panel][row of the item][16].
 void Accumulate(const MatmulItem& item, float* sums) {
   const ItemShape shape(item);
-  // A block's tiles take as many panels as those of the largest block; smaller ones could take
-  // more.
-  const int max_rows = static_cast<int>(cpu::CeilDiv(item.rows, shape.num_blocks));
-  const int64_t max_panels = PanelsFor(max_rows);
-  // With one block of rows the weights are read once anyway: no K blocks.
-  const int64_t block_steps =
-      shape.one_block ? shape.num_steps : kBlockBytes / shape.steps_of.step_bytes;
-  const auto log_panels = [&](int64_t panel) {
+  const std::byte* w = static_cast<const std::byte*>(item.w);
+  const auto run = [&](int64_t panel, int64_t k, bool down_the_slab) {
+    const int64_t width = cpu::SlabWidth(panel, item.num_panels);
+    const int64_t slab_left = panel / cpu::kSlabPanels * cpu::kSlabPanels + width - panel;
     const int64_t left = item.panel_end - panel;
-    return max_panels >= 4 && left >= 4 ? 2 : max_panels >= 2 && left >= 2 ? 1 : 0;
-  };
-  const auto run = [&](int64_t panel, int log, int64_t step) {
-    const int64_t left = shape.num_steps - step;
-    RunStretch(item, shape, {panel, log, step, left < block_steps ? left : block_steps}, sums);
+    Stretch s = {.panel = panel,
+                 .num_panels = left < slab_left ? left : slab_left,
+                 .k = k,
+                 .num_k = item.k - k < shape.block_inputs ? item.k - k : shape.block_inputs,
+                 .begin = w + cpu::SlabBegin(panel, item.k, item.format) +
+                          cpu::SlabBytes(width, k, item.format),
+                 .next = nullptr};
+    s.next = s.begin + cpu::SlabBytes(width, down_the_slab ? s.num_k : item.k, item.format);
+    RunStretch(item, shape, s, sums);
+    return s.num_panels;
   };
   if (static_cast<size_t>(shape.rows) * shape.row_bytes <= kRowsInCache) {
-    // The rows stay in the cache: stream each panel from end to end.
+    // The rows stay in the cache: stream each slab from end to end.
     for (int64_t panel = item.panel_begin; panel < item.panel_end;) {
-      const int log = log_panels(panel);
-      for (int64_t step = 0; step < shape.num_steps; step += block_steps) run(panel, log, step);
-      panel += int64_t{1} << log;
+      int64_t panels = 0;
+      for (int64_t k = 0; k < item.k; k += shape.block_inputs) panels = run(panel, k, true);
+      panel += panels;
     }
     return;
   }
-  for (int64_t step = 0; step < shape.num_steps; step += block_steps) {
-    for (int64_t panel = item.panel_begin; panel < item.panel_end;) {
-      const int log = log_panels(panel);
-      run(panel, log, step);
-      panel += int64_t{1} << log;
-    }
+  for (int64_t k = 0; k < item.k; k += shape.block_inputs) {
+    for (int64_t panel = item.panel_begin; panel < item.panel_end;) panel += run(panel, k, false);
   }
 }
 

@@ -1,32 +1,42 @@
 // Register tiles of the matrix product: R rows x P panels, one sequential accumulation along k for
-// every output, whatever R and P. FindTile gives the tile of a weight format. Partial sums that are
-// put down between K blocks are float32, as in the registers. Included by matmul_kernel.cc only.
+// every output, whatever R and P. Partial sums that are put down between K blocks are float32, as
+// in the registers. Included by matmul_kernel.cc only.
 #pragma once
 
 #include "kernels/cpu/row_packing.h"
 
 namespace switchyard::SY_CPU_PATH {
 
-constexpr int64_t kPrefetchBytes = 1024;
-
-// One block of rows and some panels over a stretch of k, in steps: one input (kF32), a pair (kBF16)
-// or kActGroup of them (quantised).
+// One block of rows and some panels of a slab over a stretch of k, in steps: one input (kF32), a
+// pair (kBF16), four (kInt8) or eight (kInt4).
 struct TileArgs {
-  const void* x;       // the packed block's words at the first step
-  const std::byte* w;  // the first panel's numbers or codes at the first step
-  size_t panel_bytes;  // from panel to panel
-  int64_t num_steps;
-  float* sums;           // [panel][row][16]
-  int64_t panel_stride;  // floats between panels of `sums`
-  bool first;            // start from zero
+  const void* x;          // the packed block's words at the first step
+  const std::byte* w;     // the first panel's numbers or codes at the first step
+  int64_t step_bytes;     // of the slab
+  int64_t num_steps;      // not quantised
+  float* sums;            // [panel][row][16]
+  int64_t panel_stride;   // floats between panels of `sums`
+  bool first;             // start from zero
+  const std::byte* next;  // this tile's share of what is read next, to be prefetched
+  int64_t next_bytes;     // of it per step
   // Quantised only.
-  const float* x_scales;    // [step][rows]
-  const int32_t* x_sums;    // [group of weights][rows]
-  const std::byte* scales;  // the first panel's, at the first step
-  const std::byte* zeros;   // the first panel's, at the first step
-  int64_t num_k;            // inputs: the last step may have fewer than kActGroup
+  const float* x_scales;    // [groups of 128][rows]
+  const int32_t* x_sums;    // [groups of weights][rows]
+  const std::byte* scales;  // the first panel's, of the first group
+  const std::byte* zeros;   // the first panel's, of the first group; null without zero points
+  int64_t header_bytes;     // of a group of the slab: scales and zero points
+  int64_t group;            // inputs that share a scale
+  int64_t num_k;            // inputs of the stretch
 };
 using TileFn = void (*)(const TileArgs&);
+
+// A tile that reads whole slabs leaves it to the CPU, which knows one forward stream best.
+template <int P>
+SY_INLINE void PrefetchNext(const std::byte* next) {
+  if constexpr (P < cpu::kSlabPanels) {
+    for (int p = 0; p < P; ++p) Prefetch(next + p * 64);
+  }
+}
 
 template <int R, int P>
 SY_INLINE void LoadSums(const TileArgs& a, F16 (&acc)[R][P]) {
@@ -45,13 +55,12 @@ void TileF32(const TileArgs& a) {
   F16 acc[R][P];
   LoadSums<R, P>(a, acc);
   const float* x = static_cast<const float*>(a.x);
-  const float* w = reinterpret_cast<const float*>(a.w);
-  const size_t stride = a.panel_bytes / sizeof(float);
-  for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += kLanes) {
+  const std::byte* w = a.w;
+  const std::byte* next = a.next;
+  for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
+    PrefetchNext<P>(next);
     for (int p = 0; p < P; ++p) {
-      Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
-               kPrefetchBytes);
-      const F16 wv = Load(w + static_cast<size_t>(p) * stride);
+      const F16 wv = Load(reinterpret_cast<const float*>(w) + p * kLanes);
       for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]);
     }
   }
@@ -62,27 +71,27 @@ template <int R, int P>
 void TileBf16(const TileArgs& a) {
   F16 acc[R][P];
   LoadSums<R, P>(a, acc);
-  const uint16_t* w = reinterpret_cast<const uint16_t*>(a.w);
-  const size_t stride = a.panel_bytes / sizeof(uint16_t);
+  const std::byte* w = a.w;
+  const std::byte* next = a.next;
 #if defined(SY_CPU_AVX512)
   const uint32_t* x = static_cast<const uint32_t*>(a.x);
-  for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += 2 * kLanes) {
-    for (int p = 0; p < P; ++p) {
-      Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
-               kPrefetchBytes);
-      const auto wv = LoadPair(w + static_cast<size_t>(p) * stride);
-      for (int r = 0; r < R; ++r) acc[r][p] = DotPair(acc[r][p], wv, x[r]);
-    }
+  for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
+    PrefetchNext<P>(next);
+    __m512i wv[P];
+    for (int p = 0; p < P; ++p)
+      wv[p] = LoadPair(reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes);
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) acc[r][p] = DotPair(acc[r][p], wv[p], x[r]);
   }
 #else
   const float* x = static_cast<const float*>(a.x);
-  for (int64_t k = 0; k < a.num_steps; ++k, x += 2 * R, w += 2 * kLanes) {
+  for (int64_t k = 0; k < a.num_steps; ++k, x += 2 * R, w += a.step_bytes, next += a.next_bytes) {
+    PrefetchNext<P>(next);
     for (int p = 0; p < P; ++p) {
-      Prefetch(reinterpret_cast<const std::byte*>(w + static_cast<size_t>(p) * stride) +
-               kPrefetchBytes);
-      const F16 even = LoadPairEven(w + static_cast<size_t>(p) * stride);
+      const uint16_t* pairs = reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes;
+      const F16 even = LoadPairEven(pairs);
       for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), even, acc[r][p]);
-      const F16 odd = LoadPairOdd(w + static_cast<size_t>(p) * stride);
+      const F16 odd = LoadPairOdd(pairs);
       for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[R + r]), odd, acc[r][p]);
     }
   }
@@ -90,31 +99,25 @@ void TileBf16(const TileArgs& a) {
   StoreSums<R, P>(a, acc);
 }
 
-// What one group of weights adds, in float32: exact sums of codes, then scaled.
-//   part[r][p] += scale[p] * (dot - zero * sum of the row's codes)
-// The fixed zero point is in the value that the integer sums start from.
-template <int R, int P>
-struct GroupArgs {
+// Where a quantised tile is.
+struct GroupCursor {
   const uint32_t* x;
   const uint8_t* codes;
-  size_t panel_bytes;
-  int64_t num_k;
+  const std::byte* next;
   const int32_t* x_sums;    // [rows]
   const std::byte* scales;  // the first panel's
   const std::byte* zeros;
 };
-template <bool kZeros, int R, int P>
-SY_INLINE int32_t StartOf(const GroupArgs<R, P>& g, int r) {
-  return kZeros ? 0 : g.x_sums[r];
-}
-template <bool kZeros, int R, int P>
-SY_INLINE void AddScaled(const GroupArgs<R, P>& g, const F16 (&dots)[R][P], F16 (&part)[R][P]) {
+// What one group of weights adds, in float32: exact sums of codes, then scaled.
+//   part[r][p] += scale[p] * (dot - zero[p] * sum of the row's codes)
+// The fixed zero point is in the value that the integer sums start from.
+template <int R, int P>
+SY_INLINE void AddScaled(const GroupCursor& g, const F16 (&dots)[R][P], F16 (&part)[R][P]) {
   for (int p = 0; p < P; ++p) {
-    const size_t offset = static_cast<size_t>(p) * g.panel_bytes;
-    const F16 scale = LoadHalf(reinterpret_cast<const uint16_t*>(g.scales + offset));
+    const F16 scale = LoadHalf(reinterpret_cast<const uint16_t*>(g.scales) + p * kLanes);
     for (int r = 0; r < R; ++r) part[r][p] = Fma(dots[r][p], scale, part[r][p]);
-    if (!kZeros) continue;
-    const F16 zero = LoadBytes(reinterpret_cast<const uint8_t*>(g.zeros + offset));
+    if (g.zeros == nullptr) continue;
+    const F16 zero = LoadBytes(reinterpret_cast<const uint8_t*>(g.zeros) + p * kLanes);
     const F16 scaled_zero = Neg(Mul(scale, zero));  // exact: 11 and 8 bits
     for (int r = 0; r < R; ++r) {
       float sum;
@@ -123,49 +126,60 @@ SY_INLINE void AddScaled(const GroupArgs<R, P>& g, const F16 (&dots)[R][P], F16 
     }
   }
 }
+SY_INLINE int32_t StartOf(const GroupCursor& g, int r) {
+  return g.zeros == nullptr ? g.x_sums[r] : 0;
+}
 
-template <bool kZeros, int R, int P>
-SY_INLINE void AddGroup8(const GroupArgs<R, P>& g, F16 (&part)[R][P]) {
+template <int R, int P>
+SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   Dots8 dots[R][P];
   for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) dots[r][p] = StartDots8(StartOf<kZeros>(g, r));
-  const uint32_t* x = g.x;
-  const uint8_t* c = g.codes;
-  for (int64_t k = 0; k < g.num_k; k += 4, x += R * kWordsPerQuad8, c += 64) {
-    for (int p = 0; p < P; ++p) {
-      const uint8_t* at = c + static_cast<size_t>(p) * g.panel_bytes;
-      Prefetch(at + kPrefetchBytes);
-      const Codes codes = LoadCodes(at);
-      for (int r = 0; r < R; ++r) dots[r][p] = AddDots8(dots[r][p], codes, x + r * kWordsPerQuad8);
+    for (int p = 0; p < P; ++p) dots[r][p] = StartDots8(StartOf(g, r));
+  for (int64_t k = 0; k < num_k; k += 4) {
+    PrefetchNext<P>(g.next);
+    Codes codes[P];
+    for (int p = 0; p < P; ++p) codes[p] = LoadCodes(g.codes + p * 64);
+    for (int r = 0; r < R; ++r) {
+      const RowQuad quad = LoadQuad8(g.x + r * kWordsPerQuad8);
+      for (int p = 0; p < P; ++p) dots[r][p] = AddDots8(dots[r][p], codes[p], quad);
     }
+    g.x += R * kWordsPerQuad8;
+    g.codes += a.step_bytes;
+    g.next += a.next_bytes;
   }
   F16 sums[R][P];
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) sums[r][p] = EndDots8(dots[r][p]);
-  AddScaled<kZeros, R, P>(g, sums, part);
+  AddScaled<R, P>(g, sums, part);
 }
 
-template <bool kZeros, int R, int P>
-SY_INLINE void AddGroup4(const GroupArgs<R, P>& g, F16 (&part)[R][P]) {
+template <int R, int P>
+SY_INLINE void AddGroup4(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   constexpr int64_t kFold = 32;
   Dots4 dots[R][P];
   for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) dots[r][p] = StartDots4(StartOf<kZeros>(g, r));
-  const uint32_t* x = g.x;
-  const uint8_t* c = g.codes;
-  for (int64_t k0 = 0; k0 < g.num_k; k0 += kFold) {
-    const int64_t end = k0 + kFold < g.num_k ? k0 + kFold : g.num_k;
-    for (int64_t k = k0; k < end; k += 8, x += 2 * R, c += 64) {
+    for (int p = 0; p < P; ++p) dots[r][p] = StartDots4(StartOf(g, r));
+  for (int64_t k0 = 0; k0 < num_k; k0 += kFold) {
+    const int64_t end = k0 + kFold < num_k ? k0 + kFold : num_k;
+    for (int64_t k = k0; k < end; k += 8) {
+      PrefetchNext<P>(g.next);
+      Codes low[P], high[P];
       for (int p = 0; p < P; ++p) {
-        const uint8_t* at = c + static_cast<size_t>(p) * g.panel_bytes;
-        Prefetch(at + kPrefetchBytes);
-        const Codes codes = LoadCodes(at);
-        const Codes low = LowHalves(codes), high = HighHalves(codes);
-        for (int r = 0; r < R; ++r) {
-          dots[r][p] = AddDots4(dots[r][p], low, x + r);
-          dots[r][p] = AddDots4(dots[r][p], high, x + R + r);
-        }
+        const Codes codes = LoadCodes(g.codes + p * 64);
+        low[p] = LowHalves(codes);
+        high[p] = HighHalves(codes);
       }
+      for (int r = 0; r < R; ++r) {
+        const RowQuad quad = LoadQuad4(g.x + r);
+        for (int p = 0; p < P; ++p) dots[r][p] = AddDots4(dots[r][p], low[p], quad);
+      }
+      for (int r = 0; r < R; ++r) {
+        const RowQuad quad = LoadQuad4(g.x + R + r);
+        for (int p = 0; p < P; ++p) dots[r][p] = AddDots4(dots[r][p], high[p], quad);
+      }
+      g.x += 2 * R;
+      g.codes += a.step_bytes;
+      g.next += a.next_bytes;
     }
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) dots[r][p] = FoldDots4(dots[r][p]);
@@ -173,42 +187,41 @@ SY_INLINE void AddGroup4(const GroupArgs<R, P>& g, F16 (&part)[R][P]) {
   F16 sums[R][P];
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) sums[r][p] = EndDots4(dots[r][p]);
-  AddScaled<kZeros, R, P>(g, sums, part);
+  AddScaled<R, P>(g, sums, part);
 }
 
 // Every group of 128 inputs: the sum of its groups of weights in ascending order, times the row's
 // scale, added to the output's sum.
-template <WeightType kType, int kGroup, bool kZeros, int R, int P>
+template <WeightType kType, int R, int P>
 void TileQuantized(const TileArgs& a) {
-  constexpr bool k8 = kType == WeightType::kInt8;
-  constexpr int64_t kWordsPerGroup = kGroup / 4 * (k8 ? kWordsPerQuad8 : 1) * R;
-  constexpr int64_t kBytesPerGroup = kGroup * kLanes / (k8 ? 1 : 2);
   F16 acc[R][P];
   LoadSums<R, P>(a, acc);
-  GroupArgs<R, P> g = {.x = static_cast<const uint32_t*>(a.x),
-                       .codes = reinterpret_cast<const uint8_t*>(a.w),
-                       .panel_bytes = a.panel_bytes,
-                       .num_k = kGroup,
-                       .x_sums = a.x_sums,
-                       .scales = a.scales,
-                       .zeros = a.zeros};
+  GroupCursor g = {.x = static_cast<const uint32_t*>(a.x),
+                   .codes = reinterpret_cast<const uint8_t*>(a.w),
+                   .next = a.next,
+                   .x_sums = a.x_sums,
+                   .scales = a.scales,
+                   .zeros = a.zeros};
+  const int64_t code_bytes = a.group / (kType == WeightType::kInt8 ? 4 : 8) * a.step_bytes;
+  const int64_t group_bytes = a.header_bytes + code_bytes;
   const float* x_scale = a.x_scales;
   for (int64_t k0 = 0; k0 < a.num_k; k0 += cpu::kActGroup, x_scale += R) {
     F16 part[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) part[r][p] = Zero();
-    for (int64_t k = k0; k < k0 + cpu::kActGroup && k < a.num_k; k += kGroup) {
-      if (a.num_k - k < kGroup) g.num_k = a.num_k - k;
-      if constexpr (k8) {
-        AddGroup8<kZeros, R, P>(g, part);
+    for (int64_t k = k0; k < k0 + cpu::kActGroup && k < a.num_k; k += a.group) {
+      const int64_t num_k = a.num_k - k < a.group ? a.num_k - k : a.group;
+      for (int64_t b = 0; P < cpu::kSlabPanels && b < a.header_bytes; b += 64) Prefetch(g.next + b);
+      if constexpr (kType == WeightType::kInt8) {
+        AddGroup8<R, P>(a, num_k, g, part);
       } else {
-        AddGroup4<kZeros, R, P>(g, part);
+        AddGroup4<R, P>(a, num_k, g, part);
       }
-      g.x += kWordsPerGroup;
-      g.codes += kBytesPerGroup;
+      g.codes += a.header_bytes;
+      g.next += a.header_bytes * a.next_bytes / a.step_bytes;
       g.x_sums += R;
-      g.scales += 2 * kLanes;
-      g.zeros += kLanes;
+      g.scales += group_bytes;
+      if (g.zeros != nullptr) g.zeros += group_bytes;
     }
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) acc[r][p] = Fma(part[r][p], Splat(x_scale[r]), acc[r][p]);
@@ -216,36 +229,31 @@ void TileQuantized(const TileArgs& a) {
   StoreSums<R, P>(a, acc);
 }
 
-// The tile of R rows x P panels for the FORMAT-th format (see FormatIndex).
-template <int kFormat, int R, int P>
+// [type][rows - 1][log2(panels)]
+template <WeightType kType, int R, int P>
 constexpr TileFn TileOrNull() {
   if constexpr (R > kMaxRows || P > PanelsFor(R)) {
     return nullptr;
-  } else if constexpr (kFormat == 0) {
+  } else if constexpr (kType == WeightType::kF32) {
     return TileF32<R, P>;
-  } else if constexpr (kFormat == 1) {
+  } else if constexpr (kType == WeightType::kBF16) {
     return TileBf16<R, P>;
   } else {
-    constexpr WeightType kType = kFormat < 6 ? WeightType::kInt8 : WeightType::kInt4;
-    return TileQuantized < kType, kFormat % 2 == 1 ? 128 : 32, ((kFormat - 2) & 2) != 0, R, P > ;
+    return TileQuantized<kType, R, P>;
   }
 }
-SY_INLINE int FormatIndex(WeightFormat f) {
-  if (!IsQuantized(f)) return f.type == WeightType::kF32 ? 0 : 1;
-  return (f.type == WeightType::kInt8 ? 2 : 6) + (f.zero_points ? 2 : 0) + (f.group == 128 ? 1 : 0);
-}
-
-// [format][rows - 1][log2(panels)]
-#define SY_TILE_ROW(F, R) \
-  { TileOrNull<F, R, 1>(), TileOrNull<F, R, 2>(), TileOrNull<F, R, 4>() }
-#define SY_TILE_ROWS(F)                                                                            \
+#define SY_TILE_ROW(T, R)                                                 \
+  {                                                                       \
+    TileOrNull<WeightType::T, R, 1>(), TileOrNull<WeightType::T, R, 2>(), \
+        TileOrNull<WeightType::T, R, 4>()                                 \
+  }
+#define SY_TILE_ROWS(T)                                                                            \
   {                                                                                                \
-    SY_TILE_ROW(F, 1), SY_TILE_ROW(F, 2), SY_TILE_ROW(F, 3), SY_TILE_ROW(F, 4), SY_TILE_ROW(F, 5), \
-        SY_TILE_ROW(F, 6), SY_TILE_ROW(F, 7), SY_TILE_ROW(F, 8)                                    \
+    SY_TILE_ROW(T, 1), SY_TILE_ROW(T, 2), SY_TILE_ROW(T, 3), SY_TILE_ROW(T, 4), SY_TILE_ROW(T, 5), \
+        SY_TILE_ROW(T, 6), SY_TILE_ROW(T, 7), SY_TILE_ROW(T, 8)                                    \
   }
-constexpr TileFn kTiles[10][8][3] = {
-    SY_TILE_ROWS(0), SY_TILE_ROWS(1), SY_TILE_ROWS(2), SY_TILE_ROWS(3), SY_TILE_ROWS(4),
-    SY_TILE_ROWS(5), SY_TILE_ROWS(6), SY_TILE_ROWS(7), SY_TILE_ROWS(8), SY_TILE_ROWS(9)};
+constexpr TileFn kTiles[4][8][3] = {SY_TILE_ROWS(kF32), SY_TILE_ROWS(kBF16), SY_TILE_ROWS(kInt8),
+                                    SY_TILE_ROWS(kInt4)};
 #undef SY_TILE_ROWS
 #undef SY_TILE_ROW
 

@@ -11,90 +11,124 @@
 namespace switchyard::cpu {
 namespace {
 
-void PackF32(const float* w, int64_t columns, int64_t k, float* out) {
-  for (int64_t i = 0; i < k; ++i, out += kPanelColumns) {
-    for (int64_t j = 0; j < kPanelColumns; ++j) out[j] = j < columns ? w[j * k + i] : 0.0f;
+// One panel of a slab.
+struct Panel {
+  std::byte* slab;
+  int64_t width;  // of the slab
+  int64_t at;     // in the slab
+  int64_t columns;
+};
+
+void PackF32(const float* w, const Panel& panel, int64_t k) {
+  float* out = reinterpret_cast<float*>(panel.slab) + panel.at * kPanelColumns;
+  for (int64_t i = 0; i < k; ++i, out += panel.width * kPanelColumns) {
+    for (int64_t j = 0; j < kPanelColumns; ++j) out[j] = j < panel.columns ? w[j * k + i] : 0.0f;
   }
 }
 
 // A pair of neighbours along k moves as one 32-bit word.
-void PackBf16(const bf16* w, int64_t columns, int64_t k, uint32_t* out) {
+void PackBf16(const bf16* w, const Panel& panel, int64_t k) {
   static_assert(std::endian::native == std::endian::little);
-  for (int64_t i = 0; i < k; i += 2, out += kPanelColumns) {
+  uint32_t* out = reinterpret_cast<uint32_t*>(panel.slab) + panel.at * kPanelColumns;
+  for (int64_t i = 0; i < k; i += 2, out += panel.width * kPanelColumns) {
     const size_t bytes = i + 1 < k ? 4 : 2;
     for (int64_t j = 0; j < kPanelColumns; ++j) {
       out[j] = 0;
-      if (j < columns) std::memcpy(&out[j], &w[j * k + i], bytes);
+      if (j < panel.columns) std::memcpy(&out[j], &w[j * k + i], bytes);
     }
   }
 }
 
-// The parts of one quantised panel.
-struct QuantizedPanel {
-  QuantizedPanel(std::byte* panel, int64_t k, const WeightFormat& f)
-      : format(f),
-        scales(reinterpret_cast<uint16_t*>(panel)),
-        zeros(reinterpret_cast<uint8_t*>(panel + ZerosOffset(k, f))),
-        codes(reinterpret_cast<uint8_t*>(panel + CodesOffset(k, f))) {
-    std::memset(panel, 0, PanelBytes(k, f));
+// A panel of a quantised slab. Starts with zeros everywhere.
+class QuantizedPanel {
+ public:
+  QuantizedPanel(const Panel& panel, int64_t k, const WeightFormat& format)
+      : format_(format), panel_(panel) {
+    for (int64_t k0 = 0; k0 < k; k0 += format.group) {
+      std::memset(Scales(k0), 0, 2 * kPanelColumns);
+      if (format.zero_points) std::memset(Zeros(k0), 0, kPanelColumns);
+      for (int64_t i = k0; i < std::min(k, k0 + format.group); i += inputs())
+        std::memset(Step(i), 0, 64);
+    }
+  }
+  int64_t columns() const { return panel_.columns; }
+  const WeightFormat& format() const { return format_; }
+  // Of the group of input k.
+  uint16_t* Scales(int64_t k) const {
+    return reinterpret_cast<uint16_t*>(Group(k)) + panel_.at * kPanelColumns;
+  }
+  uint8_t* Zeros(int64_t k) const {
+    return reinterpret_cast<uint8_t*>(Group(k)) + ZerosOffset(panel_.width) +
+           panel_.at * kPanelColumns;
   }
   // `from` are the codes of inputs k0, … of one column.
   void Put(int64_t column, int64_t k0, std::span<const uint8_t> from) const {
     for (size_t i = 0; i < from.size(); ++i) {
       const int64_t k = k0 + static_cast<int64_t>(i);
-      if (format.type == WeightType::kInt8) {
-        codes[k / 4 * 64 + column * 4 + k % 4] = from[i];
+      uint8_t* code = Step(k) + column * 4 + k % 4;
+      if (format_.type == WeightType::kInt8) {
+        *code = from[i];
       } else {
-        codes[k / 8 * 64 + column * 4 + k % 4] |=
-            static_cast<uint8_t>((from[i] & 15) << (k % 8 < 4 ? 0 : 4));
+        *code |= static_cast<uint8_t>((from[i] & 15) << (k % 8 < 4 ? 0 : 4));
       }
     }
   }
-  WeightFormat format;
-  uint16_t* scales;  // [groups][16]
-  uint8_t* zeros;    // [groups][16]
-  uint8_t* codes;
+
+ private:
+  int64_t inputs() const { return format_.type == WeightType::kInt8 ? 4 : 8; }
+  std::byte* Group(int64_t k) const {
+    return panel_.slab + SlabBytes(panel_.width, k / format_.group * format_.group, format_);
+  }
+  // The panel's codes of the step that holds input k.
+  uint8_t* Step(int64_t k) const {
+    return reinterpret_cast<uint8_t*>(Group(k)) + CodesOffset(panel_.width, format_) +
+           (k % format_.group / inputs() * panel_.width + panel_.at) * 64;
+  }
+  const WeightFormat format_;
+  const Panel panel_;
 };
 
 template <typename T>
-void QuantizePanel(const T* w, int64_t columns, int64_t k, const QuantizedPanel& panel) {
+void QuantizeColumns(const T* w, int64_t k, const QuantizedPanel& panel) {
   std::array<float, kActGroup> weights;
   std::array<uint8_t, kActGroup> codes;
-  for (int64_t j = 0; j < columns; ++j, w += k) {
-    for (int64_t k0 = 0; k0 < k; k0 += panel.format.group) {
-      const size_t count = static_cast<size_t>(std::min<int64_t>(panel.format.group, k - k0));
+  for (int64_t j = 0; j < panel.columns(); ++j, w += k) {
+    for (int64_t k0 = 0; k0 < k; k0 += panel.format().group) {
+      const size_t count = static_cast<size_t>(std::min<int64_t>(panel.format().group, k - k0));
       for (size_t i = 0; i < count; ++i) weights[i] = ToFloat(w[k0 + static_cast<int64_t>(i)]);
-      panel.scales[k0 / panel.format.group * kPanelColumns + j] =
-          QuantizeGroup({weights.data(), count}, panel.format.type, codes.data());
+      panel.Scales(k0)[j] =
+          QuantizeGroup({weights.data(), count}, panel.format().type, codes.data());
       panel.Put(j, k0, {codes.data(), count});
     }
   }
 }
 
-void CopyPanel(const QuantizedTensor& w, int64_t first, int64_t columns,
-               const QuantizedPanel& panel) {
+void CopyColumns(const QuantizedTensor& w, int64_t first, const QuantizedPanel& panel) {
   const int64_t source_group = std::min<int64_t>(w.format.group, w.k);
   const int64_t source_groups = CeilDiv(w.k, source_group);
-  for (int64_t j = 0; j < columns; ++j) {
+  for (int64_t j = 0; j < panel.columns(); ++j) {
     panel.Put(j, 0,
               w.codes.subspan(static_cast<size_t>((first + j) * w.k), static_cast<size_t>(w.k)));
-    for (int64_t k0 = 0; k0 < w.k; k0 += panel.format.group) {
+    for (int64_t k0 = 0; k0 < w.k; k0 += panel.format().group) {
       const size_t from = static_cast<size_t>((first + j) * source_groups + k0 / source_group);
-      const int64_t to = k0 / panel.format.group * kPanelColumns + j;
-      panel.scales[to] = HalfFromFloat(w.scales[from]);
-      if (panel.format.zero_points) panel.zeros[to] = w.zeros[from];
+      panel.Scales(k0)[j] = HalfFromFloat(w.scales[from]);
+      if (panel.format().zero_points) panel.Zeros(k0)[j] = w.zeros[from];
     }
   }
 }
 
-// Fills every panel: fill(source, its first column, the panel's columns, memory).
+// Fills every panel: fill(source, its first column, panel).
 template <typename Fill>
-void ForPanels(ThreadPool* pool, int64_t num_sources, int64_t n, size_t panel_bytes,
-               const PackedMatrix& packed, const Fill& fill) {
-  pool->ParallelFor(NumPanels(n) * num_sources, [&](int64_t panel) {
+void ForPanels(ThreadPool* pool, int64_t num_sources, int64_t n, const PackedMatrix& packed,
+               const Fill& fill) {
+  const int64_t num_panels = NumPanels(n) * num_sources;
+  pool->ParallelFor(num_panels, [&](int64_t panel) {
     const int64_t column = panel / num_sources * kPanelColumns;
-    fill(static_cast<size_t>(panel % num_sources), column, std::min(kPanelColumns, n - column),
-         packed.storage.data() + static_cast<size_t>(panel) * panel_bytes);
+    fill(static_cast<size_t>(panel % num_sources), column,
+         Panel{.slab = packed.storage.data() + SlabBegin(panel, packed.k, packed.format),
+               .width = SlabWidth(panel, num_panels),
+               .at = panel % kSlabPanels,
+               .columns = std::min(kPanelColumns, n - column)});
   });
 }
 
@@ -124,7 +158,7 @@ PackedMatrix MakePanels(int64_t n, int64_t k, const WeightFormat& format, int64_
   packed.n = n * num_sources;
   packed.k = k;
   packed.format = format;
-  packed.storage = Buffer(static_cast<size_t>(NumPanels(n) * num_sources) * PanelBytes(k, format));
+  packed.storage = Buffer(MatrixBytes(NumPanels(n) * num_sources, k, format));
   return packed;
 }
 
@@ -144,22 +178,21 @@ PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources,
   const bool is_bf16 = first.dtype == DType::kBF16;
   const int64_t num_sources = static_cast<int64_t>(sources.size());
   PackedMatrix packed = MakePanels(n, k, format, num_sources);
-  ForPanels(pool, num_sources, n, PanelBytes(k, format), packed,
-            [&](size_t source, int64_t column, int64_t columns, std::byte* out) {
-              const Tensor& t = sources[source];
-              if (IsQuantized(format)) {
-                const QuantizedPanel panel(out, k, format);
-                if (is_bf16) {
-                  QuantizePanel(t.as<bf16>() + column * k, columns, k, panel);
-                } else {
-                  QuantizePanel(t.as<float>() + column * k, columns, k, panel);
-                }
-              } else if (is_bf16) {
-                PackBf16(t.as<bf16>() + column * k, columns, k, reinterpret_cast<uint32_t*>(out));
-              } else {
-                PackF32(t.as<float>() + column * k, columns, k, reinterpret_cast<float*>(out));
-              }
-            });
+  ForPanels(pool, num_sources, n, packed, [&](size_t source, int64_t column, const Panel& panel) {
+    const Tensor& t = sources[source];
+    if (IsQuantized(format)) {
+      const QuantizedPanel out(panel, k, format);
+      if (is_bf16) {
+        QuantizeColumns(t.as<bf16>() + column * k, k, out);
+      } else {
+        QuantizeColumns(t.as<float>() + column * k, k, out);
+      }
+    } else if (is_bf16) {
+      PackBf16(t.as<bf16>() + column * k, panel, k);
+    } else {
+      PackF32(t.as<float>() + column * k, panel, k);
+    }
+  });
   return packed;
 }
 
@@ -174,9 +207,9 @@ PackedMatrix PackPanels(ThreadPool* pool, std::span<const QuantizedTensor> sourc
   const WeightFormat format = PackedFormat(first);
   const int64_t num_sources = static_cast<int64_t>(sources.size());
   PackedMatrix packed = MakePanels(first.n, first.k, format, num_sources);
-  ForPanels(pool, num_sources, first.n, PanelBytes(first.k, format), packed,
-            [&](size_t source, int64_t column, int64_t columns, std::byte* out) {
-              CopyPanel(sources[source], column, columns, QuantizedPanel(out, first.k, format));
+  ForPanels(pool, num_sources, first.n, packed,
+            [&](size_t source, int64_t column, const Panel& panel) {
+              CopyColumns(sources[source], column, QuantizedPanel(panel, first.k, format));
             });
   return packed;
 }

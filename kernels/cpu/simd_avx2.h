@@ -123,9 +123,13 @@ SY_INLINE __m256i DotHalf8(__m256i sum, __m256i codes, __m256i x02, __m256i x13)
   return _mm256_add_epi32(
       sum, _mm256_add_epi32(_mm256_madd_epi16(even, x02), _mm256_madd_epi16(odd, x13)));
 }
-SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, const uint32_t* x) {
-  const __m256i x02 = SplatWord(x[0]), x13 = SplatWord(x[1]);
-  return {DotHalf8(d.lo, c.lo, x02, x13), DotHalf8(d.hi, c.hi, x02, x13)};
+struct RowQuad {
+  __m256i a, b;
+};
+SY_INLINE RowQuad LoadQuad8(const uint32_t* x) { return {SplatWord(x[0]), SplatWord(x[1])}; }
+SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return {SplatWord(x[0]), SplatWord(x[0])}; }
+SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
+  return {DotHalf8(d.lo, c.lo, x.a, x.b), DotHalf8(d.hi, c.hi, x.a, x.b)};
 }
 SY_INLINE F16 EndDots8(Dots8 d) { return {_mm256_cvtepi32_ps(d.lo), _mm256_cvtepi32_ps(d.hi)}; }
 // 4-bit codes: pairs fit 16 bits up to 32 inputs (8 * 2 * 15 * 127 = 30480), then they are folded.
@@ -136,10 +140,9 @@ struct Dots4 {
 SY_INLINE Dots4 StartDots4(int32_t start) {
   return {StartDots8(start), _mm256_setzero_si256(), _mm256_setzero_si256()};
 }
-SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, const uint32_t* x) {
-  const __m256i xs = SplatWord(*x);
-  return {d.sum, _mm256_add_epi16(d.lo, _mm256_maddubs_epi16(c.lo, xs)),
-          _mm256_add_epi16(d.hi, _mm256_maddubs_epi16(c.hi, xs))};
+SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, RowQuad x) {
+  return {d.sum, _mm256_add_epi16(d.lo, _mm256_maddubs_epi16(c.lo, x.a)),
+          _mm256_add_epi16(d.hi, _mm256_maddubs_epi16(c.hi, x.a))};
 }
 SY_INLINE Dots4 FoldDots4(Dots4 d) {
   const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
@@ -169,7 +172,8 @@ SY_INLINE void StoreInt8(int8_t* p, F16 v) {
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
-SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the L2 cache.
+SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
 constexpr int kMaxRows = 6;

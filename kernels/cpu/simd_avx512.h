@@ -66,18 +66,22 @@ SY_INLINE Codes HighHalves(Codes c) {
   return {_mm512_and_si512(_mm512_srli_epi16(c.v, 4), _mm512_set1_epi8(15))};
 }
 // Exact sums of codes times the signed bytes of a row, 16 columns at once.
-struct Dots8 {
-  __m512i v;
-};
-using Dots4 = Dots8;
+using Dots8 = __m512i;
+using Dots4 = __m512i;
 constexpr int kWordsPerQuad8 = 1;  // 32-bit words that hold 4 inputs of a row
-SY_INLINE Dots8 StartDots8(int32_t start) { return {_mm512_set1_epi32(start)}; }
-SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, const uint32_t* x) {
-  return {_mm512_dpbusd_epi32(d.v, c.v, _mm512_set1_epi32(static_cast<int>(*x)))};
+using RowQuad = __m512i;
+SY_INLINE RowQuad LoadQuad8(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
+SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return LoadQuad8(x); }
+SY_INLINE Dots8 StartDots8(int32_t start) { return _mm512_set1_epi32(start); }
+SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
+  asm("vpdpbusd %2, %1, %0"
+      : "+v"(d)
+      : "v"(c.v), "v"(x));  // GCC 12 copies sums around the intrinsic
+  return d;
 }
-SY_INLINE F16 EndDots8(Dots8 d) { return {_mm512_cvtepi32_ps(d.v)}; }
+SY_INLINE F16 EndDots8(Dots8 d) { return {_mm512_cvtepi32_ps(d)}; }
 SY_INLINE Dots4 StartDots4(int32_t start) { return StartDots8(start); }
-SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, const uint32_t* x) { return AddDots8(d, c, x); }
+SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, RowQuad x) { return AddDots8(d, c, x); }
 SY_INLINE Dots4 FoldDots4(Dots4 d) { return d; }
 SY_INLINE F16 EndDots4(Dots4 d) { return EndDots8(d); }
 
@@ -94,7 +98,8 @@ SY_INLINE void StoreInt8(int8_t* p, F16 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
 }
 
-SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the L2 cache.
+SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
 constexpr int kMaxRows = 8;

@@ -109,17 +109,25 @@ using Dots8 = F16;
 using Dots4 = F16;
 constexpr int kWordsPerQuad8 = 1;
 SY_INLINE Dots8 StartDots8(int32_t start) { return Splat(static_cast<float>(start)); }
-SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, const uint32_t* x) {
-  for (int byte = 0; byte < 4; ++byte) {
-    const V4 xs = Splat4(static_cast<float>(static_cast<int8_t>(*x >> 8 * byte)));
+struct RowQuad {
+  float v[4];
+};
+SY_INLINE RowQuad LoadQuad8(const uint32_t* x) {
+  RowQuad q;
+  for (int byte = 0; byte < 4; ++byte)
+    q.v[byte] = static_cast<float>(static_cast<int8_t>(*x >> 8 * byte));
+  return q;
+}
+SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return LoadQuad8(x); }
+SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
+  for (int byte = 0; byte < 4; ++byte)
     for (int i = 0; i < 4; ++i)
-      d.v[i] += __builtin_convertvector((I4)(c.v[i] >> 8 * byte & 255u), V4) * xs;
-  }
+      d.v[i] += __builtin_convertvector((I4)(c.v[i] >> 8 * byte & 255u), V4) * Splat4(x.v[byte]);
   return d;
 }
 SY_INLINE F16 EndDots8(Dots8 d) { return d; }
 SY_INLINE Dots4 StartDots4(int32_t start) { return StartDots8(start); }
-SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, const uint32_t* x) { return AddDots8(d, c, x); }
+SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, RowQuad x) { return AddDots8(d, c, x); }
 SY_INLINE Dots4 FoldDots4(Dots4 d) { return d; }
 SY_INLINE F16 EndDots4(Dots4 d) { return d; }
 
@@ -154,7 +162,8 @@ SY_INLINE void StoreInt8(int8_t* p, F16 v) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(v.v[i / 4][i % 4]);
 }
 #undef SY_PARTS
-SY_INLINE void Prefetch(const void* p) { __builtin_prefetch(p); }
+// Into the L2 cache.
+SY_INLINE void Prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
 constexpr int kMaxRows = 2;

@@ -82,21 +82,27 @@ double Half(const std::byte* p) {
   return sign * std::ldexp(1024 + mantissa, exponent - 25);
 }
 
-// Weight (column, i) of a quantised panel.
-double QuantizedWeight(const std::byte* panel, const WeightFormat& f, int64_t k, int64_t column,
-                       int64_t i) {
+// Where a panel lies: four panels are interleaved, the last ones may be fewer.
+struct PanelPlace {
+  const std::byte* slab;
+  int64_t width;
+  int64_t at;
+};
+
+double QuantizedWeight(const PanelPlace& p, const WeightFormat& f, int64_t column, int64_t i) {
   const bool is_8bit = f.type == WeightType::kInt8;
-  const int64_t groups = (k + f.group - 1) / f.group;
-  const int64_t header = groups * (f.zero_points ? 48 : 32);
-  const std::byte* codes = panel + (header + 63) / 64 * 64;
-  const int64_t at = i / f.group * 16 + column;
-  const double zero = f.zero_points ? static_cast<double>(panel[groups * 32 + at])
-                      : is_8bit     ? 128
-                                    : 8;
-  const int64_t inputs = is_8bit ? 4 : 8;
-  const int byte = static_cast<int>(codes[i / inputs * 64 + column * 4 + i % 4]);
+  const int64_t scale_bytes = (p.width * 32 + 63) / 64 * 64, zero_bytes = f.zero_points ? 64 : 0;
+  const int64_t group_bytes = scale_bytes + zero_bytes + f.group * p.width * (is_8bit ? 16 : 8);
+  const std::byte* group = p.slab + i / f.group * group_bytes;
+  const int64_t inputs = is_8bit ? 4 : 8, in_group = i % f.group;
+  const int byte =
+      static_cast<int>(group[scale_bytes + zero_bytes + (in_group / inputs * p.width + p.at) * 64 +
+                             column * 4 + i % 4]);
   const int code = is_8bit ? byte : i % 8 < 4 ? byte & 15 : byte >> 4;
-  return Half(panel + 2 * at) * (code - zero);
+  const int fixed = is_8bit ? 128 : 8;
+  const int zero =
+      f.zero_points ? static_cast<int>(group[scale_bytes + p.at * 16 + column]) : fixed;
+  return Half(group + 2 * (p.at * 16 + column)) * (code - zero);
 }
 
 }  // namespace
@@ -104,18 +110,30 @@ double QuantizedWeight(const std::byte* panel, const WeightFormat& f, int64_t k,
 Matrix Unpack(const PackedMatrix& w, int64_t num_sources, int64_t source) {
   Matrix out(w.n / num_sources, w.k);
   const int64_t panels = (out.rows + 15) / 16 * num_sources;
-  const int64_t panel_bytes = static_cast<int64_t>(w.storage.bytes()) / panels;
+  // A slab's bytes are not proportional to its width where scales are padded: all but the last
+  // one have width 4.
+  const bool is_8bit = w.format.type == WeightType::kInt8;
+  const int64_t group = w.format.group;
+  const int64_t slab_bytes =
+      w.format.type == WeightType::kF32 ? w.k * 256
+      : w.format.type == WeightType::kBF16
+          ? (w.k + 1) / 2 * 256
+          : (w.k + group - 1) / group * (128 + (w.format.zero_points ? 64 : 0)) +
+                (is_8bit ? (w.k + 3) / 4 : (w.k + 7) / 8) * 256;
   for (int64_t j = 0; j < out.rows; ++j) {
-    const std::byte* panel = w.storage.data() + (j / 16 * num_sources + source) * panel_bytes;
-    const int64_t column = j % 16;
+    const int64_t panel = j / 16 * num_sources + source, column = j % 16;
+    const PanelPlace place = {.slab = w.storage.data() + panel / 4 * slab_bytes,
+                              .width = std::min<int64_t>(4, panels - panel / 4 * 4),
+                              .at = panel % 4};
     for (int64_t i = 0; i < w.k; ++i) {
       if (IsQuantized(w.format)) {
-        out.at(j, i) = QuantizedWeight(panel, w.format, w.k, column, i);
+        out.at(j, i) = QuantizedWeight(place, w.format, column, i);
       } else if (w.format.type == WeightType::kF32) {
-        out.at(j, i) = static_cast<double>(reinterpret_cast<const float*>(panel)[i * 16 + column]);
+        const int64_t at = (i * place.width + place.at) * 16 + column;
+        out.at(j, i) = static_cast<double>(reinterpret_cast<const float*>(place.slab)[at]);
       } else {
-        const int64_t at = i / 2 * 32 + column * 2 + i % 2;
-        out.at(j, i) = static_cast<double>(ToFloat(reinterpret_cast<const bf16*>(panel)[at]));
+        const int64_t at = ((i / 2 * place.width + place.at) * 16 + column) * 2 + i % 2;
+        out.at(j, i) = static_cast<double>(ToFloat(reinterpret_cast<const bf16*>(place.slab)[at]));
       }
     }
   }
