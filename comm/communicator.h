@@ -49,21 +49,32 @@ struct RecvOp {
 class Communicator {
  public:
   static constexpr int kMaxPendingSends = 64;  // under way from one rank to one peer
+  static constexpr int kNumGroups = 2;         // one per micro-batch
 
   virtual ~Communicator() = default;
   virtual int32_t rank() const = 0;
   virtual int32_t size() const = 0;
 
-  // Starts a group of sends and receives. Within a group the order does not matter and cannot
-  // deadlock; messages to oneself are legal. At most one group of receives and kMaxPendingSends
-  // sends to one peer may be under way. The spans (the arrays of operations and the buffers) must
-  // stay valid and unchanged until Wait returned or Start failed.
-  virtual absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) = 0;
-  // Blocks until everything started is complete, an abort (its reason), a lost peer (kUnavailable,
+  // Adds sends and receives to a group. REQUIRES: 0 <= group < kNumGroups. The order within a group
+  // and between groups does not matter and cannot deadlock; messages to oneself are legal. In each
+  // group one call's receives may be under way, in all of them kMaxPendingSends sends to one peer.
+  // Groups are this rank's alone: its peer may have the other end of a message in another one. The
+  // spans (the arrays of operations and the buffers) must stay valid and unchanged until Wait for
+  // their group returned or Start failed.
+  virtual absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                             std::span<RecvOp> recvs) = 0;
+  // Blocks until everything started in `group` is complete, or until an error of this rank, of
+  // whichever group: an abort (its reason), a lost peer that any group waits for (kUnavailable,
   // names the rank), a message larger than its buffer (kOutOfRange at both ends, names both sizes)
-  // or the deadline (kDeadlineExceeded, names the peers that are late). No buffer is touched after
-  // it returned.
-  virtual absl::Status Wait(std::chrono::steady_clock::time_point deadline) = 0;
+  // or the deadline (kDeadlineExceeded, names the peers that `group` waits for). No buffer of the
+  // group is touched after it returned, after an error no buffer at all.
+  virtual absl::Status Wait(int32_t group, std::chrono::steady_clock::time_point deadline) = 0;
+
+  // For whoever needs one group.
+  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) {
+    return Start(0, sends, recvs);
+  }
+  absl::Status Wait(std::chrono::steady_clock::time_point deadline) { return Wait(0, deadline); }
 
   // Ends this rank's wait, and every later call, with `reason` (not OK). Any thread; the first
   // error stays.

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <time.h>
 
+#include <array>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -297,9 +298,137 @@ TEST_P(CommunicatorConformance, RefusesMisuse) {
   EXPECT_TRUE(At(0).Start({}, {&first, 1}).ok());
   EXPECT_EQ(At(0).Start({}, {&second, 1}).code(), absl::StatusCode::kFailedPrecondition);
 
+  Make(2);
+  EXPECT_TRUE(At(0).Start(0, {}, {&first, 1}).ok());
+  EXPECT_EQ(At(0).Start(1, {}, {&first, 1}).code(), absl::StatusCode::kInvalidArgument)
+      << "one message cannot be received twice";
+
   std::vector<SendOp> many;
   for (int i = 0; i <= Communicator::kMaxPendingSends; ++i) many.push_back({1, Tag(1, i), {}});
   EXPECT_EQ(start(many, {}).code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_P(CommunicatorConformance, AGroupIsWaitedForWhileAnotherIsUnderWay) {
+  Make(2);
+  const std::vector<std::byte> early = Pattern(1, 0, 1, 5000), late = Pattern(1, 0, 2, 90000);
+  std::vector<std::byte> first(90000), second(5000);
+  RankThreads threads;
+  threads.Run([&] {
+    RecvOp of_first{1, Tag(2), first}, of_second{1, Tag(1), second};
+    const SendOp go{1, Tag(3), {}};
+    EXPECT_TRUE(At(0).Start(0, {}, {&of_first, 1}).ok());
+    EXPECT_TRUE(At(0).Start(1, {}, {&of_second, 1}).ok());
+    EXPECT_TRUE(At(0).Wait(1, Later()).ok());
+    EXPECT_EQ(second, early);
+    // Rank 1 sends what group 0 waits for only now; group 1 goes on meanwhile.
+    EXPECT_TRUE(At(0).Start(1, {&go, 1}, {}).ok());
+    EXPECT_TRUE(At(0).Wait(1, Later()).ok());
+    EXPECT_TRUE(At(0).Wait(0, Later()).ok());
+    EXPECT_EQ(of_first.received, late.size());
+    EXPECT_EQ(first, late);
+  });
+  threads.Run([&] {
+    size_t received = 0;
+    EXPECT_TRUE(Send(1, 0, Tag(1), early).ok());
+    EXPECT_TRUE(Receive(1, 0, Tag(3), {}, &received).ok());
+    EXPECT_TRUE(Send(1, 0, Tag(2), late).ok());
+  });
+}
+
+TEST_P(CommunicatorConformance, TheDeadlineOfAGroupNamesItsPeersAndEndsAllGroups) {
+  Make(3);
+  std::vector<std::byte> buffer(8, std::byte{0xee});
+  RecvOp other{1, Tag(1), buffer}, recv{2, Tag(2), {}};
+  ASSERT_TRUE(At(0).Start(0, {}, {&other, 1}).ok());
+  ASSERT_TRUE(At(0).Start(1, {}, {&recv, 1}).ok());
+  const absl::Status status = At(0).Wait(1, In(std::chrono::milliseconds(20)));
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("rank 2 (to send step 2"));
+  EXPECT_THAT(std::string(status.message()), testing::Not(testing::HasSubstr("rank 1")));
+  const std::vector<std::byte> data(8);
+  const SendOp send{0, Tag(1), data};
+  (void)At(1).Start({&send, 1}, {});
+  (void)At(1).Wait(std::chrono::steady_clock::now());
+  EXPECT_EQ(At(0).Wait(0, Later()), status);
+  EXPECT_EQ(buffer[0], std::byte{0xee});
+}
+
+TEST_P(CommunicatorConformance, APeerLostToOneGroupEndsTheWaitForAnother) {
+  Make(3);
+  std::vector<std::byte> buffer(8);
+  absl::Status status;
+  {
+    RankThreads threads;
+    threads.Run([&] {
+      RecvOp lost{2, Tag(1), buffer}, lives{1, Tag(2), {}};
+      status = At(0).Start(0, {}, {&lost, 1});
+      if (status.ok()) status = At(0).Start(1, {}, {&lives, 1});
+      if (status.ok()) status = At(0).Wait(1, Later());
+    });
+    threads.Run([&] { comms_[2].reset(); });
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("rank 2"));
+}
+
+// Two groups between all ranks, started and waited for in any order at each rank. After a group's
+// Wait its buffers are the caller's again, whatever the other one does.
+TEST_P(CommunicatorConformance, TwoGroupsDoNotDisturbEachOther) {
+  const uint32_t seed = SeededRng()();
+  for (const int32_t size : {2, 4}) {
+    Make(size);
+    RankThreads threads;
+    for (int32_t rank = 0; rank < size; ++rank) {
+      threads.Run([&, rank] {
+        struct Group {
+          std::vector<std::vector<std::byte>> data, buffers;
+          std::vector<SendOp> sends;
+          std::vector<RecvOp> recvs;
+        };
+        std::mt19937 rng(seed ^ static_cast<uint32_t>(rank));
+        for (uint64_t round = 0; round < 60; ++round) {
+          std::array<Group, Communicator::kNumGroups> groups;
+          const auto tag = [&](size_t g) { return Tag(round, static_cast<int32_t>(g)); };
+          const auto bytes = [&](int32_t from, int32_t to, size_t g) {
+            std::mt19937 of_message(seed + static_cast<uint32_t>(from * 131 + to * 17) +
+                                    static_cast<uint32_t>(round * 2 + g) * 7907u);
+            return static_cast<size_t>(Below(of_message, Below(of_message, 4) == 0 ? 90000 : 300));
+          };
+          const auto start = [&](size_t g) {
+            Group& group = groups[g];
+            for (int32_t peer = 0; peer < size; ++peer) {
+              group.data.push_back(Pattern(rank, peer, round * 2 + g, bytes(rank, peer, g)));
+              group.buffers.emplace_back(bytes(peer, rank, g));
+            }
+            for (int32_t peer = 0; peer < size; ++peer) {
+              const auto p = static_cast<size_t>(peer);
+              group.sends.push_back({peer, tag(g), group.data[p]});
+              group.recvs.push_back({peer, tag(g), group.buffers[p]});
+            }
+            ASSERT_TRUE(At(rank).Start(static_cast<int32_t>(g), group.sends, group.recvs).ok());
+          };
+          const auto wait = [&](size_t g) {
+            Group& group = groups[g];
+            const absl::Status status = At(rank).Wait(static_cast<int32_t>(g), Later());
+            ASSERT_TRUE(status.ok()) << status;
+            for (int32_t peer = 0; peer < size; ++peer) {
+              const auto p = static_cast<size_t>(peer);
+              ASSERT_EQ(group.recvs[p].received, group.buffers[p].size());
+              ASSERT_EQ(group.buffers[p],
+                        Pattern(peer, rank, round * 2 + g, group.buffers[p].size()));
+            }
+            group = {};
+          };
+          const auto first = static_cast<size_t>(Below(rng, 2));
+          start(first);
+          start(1 - first);
+          const auto awaited = static_cast<size_t>(Below(rng, 2));
+          wait(awaited);
+          wait(1 - awaited);
+        }
+      });
+    }
+  }
 }
 
 // Random groups between all ranks; sizes, splits into calls and orders differ, contents are

@@ -28,11 +28,12 @@ class NetworkCommunicator final : public Communicator {
   ~NetworkCommunicator() override { plane_->Leave(); }
   int32_t rank() const override { return rank_; }
   int32_t size() const override { return size_; }
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
-    return plane_->Start(sends, recvs);
+  absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
+    return plane_->Start(group, sends, recvs);
   }
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
-    return plane_->Wait(deadline);
+  absl::Status Wait(int32_t group, std::chrono::steady_clock::time_point deadline) override {
+    return plane_->Wait(group, deadline);
   }
   void Abort(const absl::Status& reason) override { plane_->Abort(reason); }
 
@@ -126,27 +127,28 @@ absl::StatusOr<std::unique_ptr<Communicator>> HostDataPlane::Join(const GroupSpe
   return std::make_unique<NetworkCommunicator>(this, spec.rank, size);
 }
 
-absl::Status HostDataPlane::Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) {
+absl::Status HostDataPlane::Start(int32_t group, std::span<const SendOp> sends,
+                                  std::span<RecvOp> recvs) {
   MutexLock lock(mu_);
-  if (absl::Status status = group_->Post(sends, recvs); !status.ok()) group_->Fail(status);
+  if (absl::Status status = group_->Post(group, sends, recvs); !status.ok()) group_->Fail(status);
   LeaveIfFailed();
   link_->Flush();
   return group_->error();
 }
 
-absl::Status HostDataPlane::Wait(Clock::time_point deadline) {
+absl::Status HostDataPlane::Wait(int32_t group, Clock::time_point deadline) {
   MutexLock lock(mu_);
   rank_drives_ = true;
   ++num_waits_;
-  while (group_->error().ok() && !group_->Done()) {
+  while (group_->error().ok() && !group_->Done(group)) {
     if (Clock::now() >= deadline) {
-      group_->Fail(absl::DeadlineExceededError(group_->LatePeers()));
+      group_->Fail(absl::DeadlineExceededError(group_->LatePeers(group)));
     } else {
       Drive(deadline);
     }
   }
   LeaveIfFailed();
-  group_->EndGroup();
+  group_->EndGroup(group);
   rank_drives_ = false;
   if (owner_parked_) owner_free_.NotifyOne();
   return group_->error();

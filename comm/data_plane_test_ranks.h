@@ -24,11 +24,12 @@ class RankOfItsOwn final : public Communicator {
   }
   int32_t rank() const override { return communicator_->rank(); }
   int32_t size() const override { return communicator_->size(); }
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
-    return communicator_->Start(sends, recvs);
+  absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
+    return communicator_->Start(group, sends, recvs);
   }
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
-    return communicator_->Wait(deadline);
+  absl::Status Wait(int32_t group, std::chrono::steady_clock::time_point deadline) override {
+    return communicator_->Wait(group, deadline);
   }
   void Abort(const absl::Status& reason) override { communicator_->Abort(reason); }
 

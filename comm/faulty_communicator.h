@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -40,30 +41,31 @@ class FaultyCommunicator final : public Communicator {
   int32_t rank() const override { return rank_; }
   int32_t size() const override { return size_; }
 
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
+  absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
     std::this_thread::sleep_for(plan_.start_delay);
     if (num_starts_++ == plan_.kill_at_start) {
       MutexLock lock(mu_);
       inner_.reset();
     }
     if (inner_ == nullptr) return Killed();
-    if (!plan_.on_send) return inner_->Start(sends, recvs);
+    if (!plan_.on_send) return inner_->Start(group, sends, recvs);
     // The inner communicator may keep the array until Wait returned.
-    std::vector<SendOp>& changed = groups_.emplace_back();
+    std::vector<SendOp>& changed = groups_[static_cast<size_t>(group)].emplace_back();
     for (SendOp send : sends) {
       const SendFault fault = plan_.on_send(send);
       if (fault.drop) continue;
       send.data = send.data.first(send.data.size() - std::min(fault.truncate, send.data.size()));
       changed.push_back(send);
     }
-    return inner_->Start(changed, recvs);
+    return inner_->Start(group, changed, recvs);
   }
 
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
+  absl::Status Wait(int32_t group, std::chrono::steady_clock::time_point deadline) override {
     std::this_thread::sleep_for(plan_.wait_delay);
     if (inner_ == nullptr) return Killed();
-    absl::Status status = inner_->Wait(deadline);
-    groups_.clear();
+    absl::Status status = inner_->Wait(group, deadline);
+    groups_[static_cast<size_t>(group)].clear();
     return status;
   }
 
@@ -82,7 +84,7 @@ class FaultyCommunicator final : public Communicator {
   const int32_t size_;
   // Owner thread only.
   int64_t num_starts_ = 0;
-  std::vector<std::vector<SendOp>> groups_;  // under way
+  std::array<std::vector<std::vector<SendOp>>, kNumGroups> groups_;  // under way
   Mutex mu_;  // held by Abort, and where the owner thread resets inner_
   std::unique_ptr<Communicator> inner_;
 };

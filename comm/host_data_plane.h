@@ -45,8 +45,8 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
                                                      Clock::time_point deadline) override;
 
   // For the communicator.
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs);
-  absl::Status Wait(Clock::time_point deadline);
+  absl::Status Start(int32_t group, std::span<const SendOp> sends, std::span<RecvOp> recvs);
+  absl::Status Wait(int32_t group, Clock::time_point deadline);
   void Abort(const absl::Status& reason);
   void Leave();
 

@@ -2,6 +2,7 @@
 // from the sender's buffer into the receiver's, by whichever of the two came second. All ranks
 // share one Hub; its lock is never held during a copy.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <deque>
@@ -23,35 +24,61 @@ constexpr std::chrono::microseconds kSpin(20);
 // A send whose receive was not posted yet. Waits at the receiver.
 struct WaitingSend {
   int32_t from = 0;
+  int32_t group = 0;  // of its sender
   MessageTag tag;
   std::span<const std::byte> data;
+};
+
+// A receive whose message has not come yet.
+struct PostedRecv {
+  int32_t group = 0;
+  RecvOp* recv = nullptr;
 };
 
 // A pair that met: copied outside the lock.
 struct Copy {
   int32_t from = 0;
+  int32_t from_group = 0;
   int32_t to = 0;
+  int32_t to_group = 0;
   std::span<const std::byte> data;
   RecvOp* recv = nullptr;
 };
 
 struct Hub {
+  // What one rank has under way in one of its groups.
+  struct Group {
+    std::vector<int32_t> sends_to;  // [size] sends that wait for a receive, per peer
+    int32_t num_sends = 0;          // their sum
+    int32_t num_posted = 0;         // receives that wait for a send
+    int32_t num_copies = 0;         // running copies from or into its buffers
+
+    bool Done() const { return num_sends == 0 && num_posted == 0 && num_copies == 0; }
+  };
   struct Rank {
     bool alive = true;
-    absl::Status error;                 // the first one; final
-    std::deque<WaitingSend> inbox;      // sends to this rank that wait for a receive
-    std::vector<RecvOp*> posted;        // receives of this rank that wait for a send
-    std::vector<int32_t> sends_to;      // [size] sends of this rank under way, per peer
-    int32_t num_sends = 0;              // their sum
-    int32_t num_copies = 0;             // running copies from or into this rank's buffers
+    absl::Status error;              // the first one; final
+    std::deque<WaitingSend> inbox;   // sends to this rank that wait for a receive
+    std::vector<PostedRecv> posted;  // receives of this rank that wait for a send
+    std::array<Group, Communicator::kNumGroups> groups;
     CondVar changed;                    // something above changed
     std::atomic<uint32_t> version = 0;  // raised with `changed`, for the spin before parking
 
-    bool Done() const { return num_sends == 0 && posted.empty() && num_copies == 0; }
+    Group& Of(int32_t group) { return groups[static_cast<size_t>(group)]; }
+    int32_t SendsTo(int32_t peer) const {
+      int32_t sends = 0;
+      for (const Group& group : groups) sends += group.sends_to[static_cast<size_t>(peer)];
+      return sends;
+    }
+    bool Copies() const {
+      return std::ranges::any_of(groups, [](const Group& g) { return g.num_copies > 0; });
+    }
   };
 
   explicit Hub(int32_t size) : ranks(static_cast<size_t>(size)) {
-    for (Rank& rank : ranks) rank.sends_to.assign(static_cast<size_t>(size), 0);
+    for (Rank& rank : ranks) {
+      for (Group& group : rank.groups) group.sends_to.assign(static_cast<size_t>(size), 0);
+    }
     // Each rank has an owner thread and somebody computes: spinning pays only when cores are left
     // for that.
     may_spin = std::thread::hardware_concurrency() > 2 * static_cast<unsigned>(size);
@@ -70,16 +97,17 @@ struct Hub {
     Notify(r);
   }
 
-  void EndSend(int32_t from, int32_t to) SY_REQUIRES(mu) {
-    Rank& sender = At(from);
+  // A send to `to` met its receive: both have left the queues. Too large a message fails both
+  // ranks.
+  void Match(int32_t to, const WaitingSend& send, const PostedRecv& posted,
+             std::vector<Copy>* copies) SY_REQUIRES(mu) {
+    const auto [from, from_group, tag, data] = send;
+    RecvOp* const recv = posted.recv;
+    Group& sender = At(from).Of(from_group);
+    Group& receiver = At(to).Of(posted.group);
     --sender.sends_to[static_cast<size_t>(to)];
     --sender.num_sends;
-  }
-
-  // A send met its receive: both leave the queues. Too large a message fails both ranks.
-  void Match(int32_t from, int32_t to, std::span<const std::byte> data, RecvOp* recv,
-             std::vector<Copy>* copies) SY_REQUIRES(mu) {
-    EndSend(from, to);
+    --receiver.num_posted;
     if (data.size() > recv->buffer.size()) {
       const absl::Status error = absl::OutOfRangeError(absl::StrCat(
           "message of ", data.size(), " bytes from rank ", from, " to rank ", to, " (",
@@ -88,9 +116,9 @@ struct Hub {
       Fail(to, error);
       return;
     }
-    ++At(from).num_copies;
-    ++At(to).num_copies;
-    copies->push_back({from, to, data, recv});
+    ++sender.num_copies;
+    ++receiver.num_copies;
+    copies->push_back({from, from_group, to, posted.group, data, recv});
   }
 
   // Takes back whatever of this rank is still waiting, so that nobody touches its buffers any more,
@@ -99,13 +127,15 @@ struct Hub {
     Rank& self = At(rank);
     self.posted.clear();
     for (int32_t peer = 0; peer < static_cast<int32_t>(ranks.size()); ++peer) {
-      if (self.sends_to[static_cast<size_t>(peer)] == 0) continue;
+      if (self.SendsTo(peer) == 0) continue;
       std::erase_if(At(peer).inbox, [&](const WaitingSend& send) { return send.from == rank; });
-      self.num_sends -= self.sends_to[static_cast<size_t>(peer)];
-      self.sends_to[static_cast<size_t>(peer)] = 0;
     }
-    SY_CHECK_EQ(self.num_sends, 0);
-    while (self.num_copies > 0) self.changed.Wait(mu);
+    for (Group& group : self.groups) {
+      std::ranges::fill(group.sends_to, 0);
+      group.num_sends = 0;
+      group.num_posted = 0;
+    }
+    while (self.Copies()) self.changed.Wait(mu);
   }
 
   Mutex mu;
@@ -128,7 +158,7 @@ class InProcessCommunicator final : public Communicator {
     self.inbox.clear();
     for (int32_t peer = 0; peer < size_; ++peer) {
       const auto& posted = hub_->At(peer).posted;
-      if (std::ranges::any_of(posted, [&](const RecvOp* recv) { return recv->peer == rank_; }))
+      if (std::ranges::any_of(posted, [&](const PostedRecv& p) { return p.recv->peer == rank_; }))
         FailLost(peer);
     }
   }
@@ -136,12 +166,14 @@ class InProcessCommunicator final : public Communicator {
   int32_t rank() const override { return rank_; }
   int32_t size() const override { return size_; }
 
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
+  absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
+    SY_CHECK(group >= 0 && group < kNumGroups);
     copies_.clear();
     {
       MutexLock lock(hub_->mu);
       const absl::Status& error = hub_->At(rank_).error;
-      if (absl::Status status = error.ok() ? Post(sends, recvs) : error; !status.ok())
+      if (absl::Status status = error.ok() ? Post(group, sends, recvs) : error; !status.ok())
         hub_->Fail(rank_, status);
     }
     // Pairs that met are completed even if this call fails: the other end counts on them.
@@ -157,20 +189,22 @@ class InProcessCommunicator final : public Communicator {
     return self.error;
   }
 
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
+  absl::Status Wait(int32_t index, std::chrono::steady_clock::time_point deadline) override {
+    SY_CHECK(index >= 0 && index < kNumGroups);
     MutexLock lock(hub_->mu);
     Hub::Rank& self = hub_->At(rank_);
-    while (self.error.ok() && !self.Done()) {
+    const Hub::Group& group = self.Of(index);
+    while (self.error.ok() && !group.Done()) {
       if (SpinForChange(self)) continue;
-      if (self.posted.empty() && self.num_sends == 0) {
+      if (group.num_posted == 0 && group.num_sends == 0) {
         self.changed.Wait(hub_->mu);  // only copies run: bounded by their size
-      } else if (!self.changed.WaitUntil(hub_->mu, deadline) && self.error.ok() && !self.Done()) {
-        const std::string late = LatePeers();
+      } else if (!self.changed.WaitUntil(hub_->mu, deadline) && self.error.ok() && !group.Done()) {
+        const std::string late = LatePeers(index);
         if (!late.empty()) hub_->Fail(rank_, absl::DeadlineExceededError(late));
       }
     }
     if (!self.error.ok()) hub_->Retract(rank_);
-    receiving_ = false;
+    receiving_[static_cast<size_t>(index)] = false;
     return self.error;
   }
 
@@ -182,18 +216,16 @@ class InProcessCommunicator final : public Communicator {
 
  private:
   // Checks every operation, queues it or matches it with its other end.
-  absl::Status Post(std::span<const SendOp> sends, std::span<RecvOp> recvs) SY_REQUIRES(hub_->mu) {
+  absl::Status Post(int32_t group, std::span<const SendOp> sends, std::span<RecvOp> recvs)
+      SY_REQUIRES(hub_->mu) {
     Hub::Rank& self = hub_->At(rank_);
-    if (!recvs.empty()) {
-      if (receiving_) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("rank ", rank_, " already has a group of receives under way"));
-      }
-      receiving_ = true;
+    if (!recvs.empty() && std::exchange(receiving_[static_cast<size_t>(group)], true)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("rank ", rank_, " already has receives of group ", group, " under way"));
     }
     for (const SendOp& send : sends) {
       if (absl::Status status = CheckPeer(send.peer); !status.ok()) return status;
-      int32_t& pending = self.sends_to[static_cast<size_t>(send.peer)];
+      const int32_t pending = self.SendsTo(send.peer);
       if (pending >= kMaxPendingSends) {
         return absl::ResourceExhaustedError(absl::StrCat("rank ", rank_, " has ", pending,
                                                          " sends to rank ", send.peer,
@@ -204,17 +236,18 @@ class InProcessCommunicator final : public Communicator {
         return other.from == rank_ && other.tag == send.tag;
       };
       if (std::ranges::any_of(peer.inbox, same)) return Duplicate("send to", send.peer, send.tag);
-      ++pending;
-      ++self.num_sends;
-      const auto posted = std::ranges::find_if(peer.posted, [&](const RecvOp* recv) {
-        return recv->peer == rank_ && recv->tag == send.tag;
+      ++self.Of(group).sends_to[static_cast<size_t>(send.peer)];
+      ++self.Of(group).num_sends;
+      const WaitingSend waiting{rank_, group, send.tag, send.data};
+      const auto posted = std::ranges::find_if(peer.posted, [&](const PostedRecv& p) {
+        return p.recv->peer == rank_ && p.recv->tag == send.tag;
       });
       if (posted == peer.posted.end()) {
-        peer.inbox.push_back({rank_, send.tag, send.data});
+        peer.inbox.push_back(waiting);
       } else {
-        RecvOp* recv = *posted;
+        const PostedRecv met = *posted;
         peer.posted.erase(posted);
-        hub_->Match(rank_, send.peer, send.data, recv, &copies_);
+        hub_->Match(send.peer, waiting, met, &copies_);
       }
     }
     for (RecvOp& recv : recvs) {
@@ -223,18 +256,21 @@ class InProcessCommunicator final : public Communicator {
       const auto same = [&](const RecvOp& other) {
         return other.peer == recv.peer && other.tag == recv.tag;
       };
-      if (std::any_of(recvs.data(), &recv, same))
+      if (std::any_of(recvs.data(), &recv, same) ||
+          std::ranges::any_of(self.posted, [&](const PostedRecv& p) { return same(*p.recv); })) {
         return Duplicate("receive from", recv.peer, recv.tag);
+      }
       recv.received = 0;
+      ++self.Of(group).num_posted;
       const auto sent = std::ranges::find_if(self.inbox, [&](const WaitingSend& send) {
         return send.from == recv.peer && send.tag == recv.tag;
       });
       if (sent == self.inbox.end()) {
-        self.posted.push_back(&recv);
+        self.posted.push_back({group, &recv});
       } else {
         const WaitingSend send = *sent;
         self.inbox.erase(sent);
-        hub_->Match(send.from, rank_, send.data, &recv, &copies_);
+        hub_->Match(rank_, send, {group, &recv}, &copies_);
       }
     }
     return self.error;
@@ -259,10 +295,11 @@ class InProcessCommunicator final : public Communicator {
   void FailLost(int32_t peer) SY_REQUIRES(hub_->mu) { hub_->Fail(peer, Lost(rank_)); }
 
   void EndCopy(const Copy& copy) SY_REQUIRES(hub_->mu) {
-    for (int32_t rank : {copy.from, copy.to}) {
+    for (const auto& [rank, group] :
+         {std::pair(copy.from, copy.from_group), std::pair(copy.to, copy.to_group)}) {
       Hub::Rank& r = hub_->At(rank);
-      --r.num_copies;
-      if (r.Done() || !r.error.ok()) hub_->Notify(r);
+      --r.Of(group).num_copies;
+      if (r.Of(group).Done() || !r.error.ok()) hub_->Notify(r);
     }
   }
 
@@ -281,14 +318,16 @@ class InProcessCommunicator final : public Communicator {
   }
 
   // Empty when nobody is late.
-  std::string LatePeers() const SY_REQUIRES(hub_->mu) {
-    const Hub::Rank& self = hub_->At(rank_);
+  std::string LatePeers(int32_t group) const SY_REQUIRES(hub_->mu) {
+    Hub::Rank& self = hub_->At(rank_);
     std::vector<std::string> late;
-    for (const RecvOp* recv : self.posted) {
-      late.push_back(absl::StrCat("rank ", recv->peer, " (to send ", TagName(recv->tag), ")"));
+    for (const PostedRecv& posted : self.posted) {
+      if (posted.group != group) continue;
+      const RecvOp& recv = *posted.recv;
+      late.push_back(absl::StrCat("rank ", recv.peer, " (to send ", TagName(recv.tag), ")"));
     }
     for (int32_t peer = 0; peer < size_; ++peer) {
-      const int32_t sends = self.sends_to[static_cast<size_t>(peer)];
+      const int32_t sends = self.Of(group).sends_to[static_cast<size_t>(peer)];
       if (sends > 0)
         late.push_back(absl::StrCat("rank ", peer, " (to receive ", sends, " messages)"));
     }
@@ -300,8 +339,8 @@ class InProcessCommunicator final : public Communicator {
   const int32_t rank_;
   const int32_t size_;
   // Owner thread only.
-  std::vector<Copy> copies_;  // reused
-  bool receiving_ = false;    // a group of receives was started and not waited for
+  std::vector<Copy> copies_;                  // reused
+  std::array<bool, kNumGroups> receiving_{};  // receives were started and not waited for
 };
 
 }  // namespace

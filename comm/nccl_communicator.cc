@@ -1,6 +1,7 @@
 #include "comm/nccl_communicator.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -91,28 +92,31 @@ class NcclCommunicator final : public Communicator {
     return status;
   }
 
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
+  absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
+    SY_CHECK(group >= 0 && group < kNumGroups);
     absl::Status status = Error();
-    if (status.ok()) status = Post(sends, recvs);
+    if (status.ok()) status = Post(group, sends, recvs);
     if (status.ok()) status = Progress();
     return Finish(status);
   }
 
-  absl::Status Wait(Clock::time_point deadline) override {
+  absl::Status Wait(int32_t group, Clock::time_point deadline) override {
+    SY_CHECK(group >= 0 && group < kNumGroups);
     auto pause = kMinPause;
     absl::Status status = Error();
     while (status.ok()) {
       status = Progress();
-      if (!status.ok() || Done()) break;
+      if (!status.ok() || Done(group)) break;
       if (Clock::now() >= deadline) {
-        status = absl::DeadlineExceededError(LatePeers());
+        status = absl::DeadlineExceededError(LatePeers(group));
       } else {
         std::this_thread::sleep_for(pause);
         pause = std::min(2 * pause, kMaxPause);
         status = Error();
       }
     }
-    receiving_ = false;
+    receiving_[static_cast<size_t>(group)] = false;
     return Finish(status);
   }
 
@@ -123,6 +127,15 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  struct Send {
+    int32_t group = 0;
+    SendOp op;
+  };
+  struct Posted {
+    int32_t group = 0;
+    RecvOp* recv = nullptr;
+  };
+
   size_t Size() const { return static_cast<size_t>(options_.size); }
   NcclLink* Out(int32_t peer) { return out_[static_cast<size_t>(peer)].get(); }
   NcclLink* In(int32_t peer) { return in_[static_cast<size_t>(peer)].get(); }
@@ -135,7 +148,7 @@ class NcclCommunicator final : public Communicator {
     }
     return links;
   }
-  std::deque<SendOp>& Sends(int32_t peer) { return sends_[static_cast<size_t>(peer)]; }
+  std::deque<Send>& Sends(int32_t peer) { return sends_[static_cast<size_t>(peer)]; }
 
   absl::Status Error() {
     MutexLock lock(mu_);
@@ -206,14 +219,14 @@ class NcclCommunicator final : public Communicator {
   }
 
   // Checks every operation and queues it; a receive whose message is here already is done.
-  absl::Status Post(std::span<const SendOp> sends, std::span<RecvOp> recvs) {
-    if (!recvs.empty() && std::exchange(receiving_, true)) {
+  absl::Status Post(int32_t group, std::span<const SendOp> sends, std::span<RecvOp> recvs) {
+    if (!recvs.empty() && std::exchange(receiving_[static_cast<size_t>(group)], true)) {
       return absl::FailedPreconditionError(
-          absl::StrCat("rank ", rank(), " already has a group of receives under way"));
+          absl::StrCat("rank ", rank(), " already has receives of group ", group, " under way"));
     }
     for (const SendOp& send : sends) {
       if (absl::Status status = CheckPeer(send.peer); !status.ok()) return status;
-      std::deque<SendOp>& queue = Sends(send.peer);
+      std::deque<Send>& queue = Sends(send.peer);
       if (queue.size() >= kMaxPendingSends) {
         return absl::ResourceExhaustedError(absl::StrCat("rank ", rank(), " has ", queue.size(),
                                                          " sends to rank ", send.peer,
@@ -224,17 +237,19 @@ class NcclCommunicator final : public Communicator {
                                                   " bytes to rank ", send.peer, ": the limit is ",
                                                   options_.max_message_bytes));
       }
-      if (std::ranges::any_of(queue, [&](const SendOp& o) { return o.tag == send.tag; }))
+      if (std::ranges::any_of(queue, [&](const Send& o) { return o.op.tag == send.tag; }))
         return Duplicate("send to", send.peer, send.tag);
-      queue.push_back(send);
+      queue.push_back({group, send});
     }
     for (RecvOp& recv : recvs) {
       if (absl::Status status = CheckPeer(recv.peer); !status.ok()) return status;
       const auto same = [&](const RecvOp& o) { return o.peer == recv.peer && o.tag == recv.tag; };
-      if (std::any_of(recvs.data(), &recv, same))
+      if (std::any_of(recvs.data(), &recv, same) ||
+          std::ranges::any_of(posted_, [&](const Posted& p) { return same(*p.recv); })) {
         return Duplicate("receive from", recv.peer, recv.tag);
+      }
       recv.received = 0;
-      posted_.push_back(&recv);
+      posted_.push_back({group, &recv});
       auto& inbox = inbox_[static_cast<size_t>(recv.peer)];
       const auto kept =
           std::ranges::find_if(inbox, [&](const Message& m) { return m.tag == recv.tag; });
@@ -248,15 +263,17 @@ class NcclCommunicator final : public Communicator {
   }
 
   bool Wanted(int32_t peer) const {
-    return std::ranges::any_of(posted_, [&](const RecvOp* recv) { return recv->peer == peer; });
+    return std::ranges::any_of(posted_, [&](const Posted& p) { return p.recv->peer == peer; });
   }
   auto FindPosted(int32_t peer, const MessageTag& tag) {
     return std::ranges::find_if(
-        posted_, [&](const RecvOp* recv) { return recv->peer == peer && recv->tag == tag; });
+        posted_, [&](const Posted& p) { return p.recv->peer == peer && p.recv->tag == tag; });
   }
-  bool Done() const {
-    return posted_.empty() &&
-           std::ranges::all_of(sends_, [](auto& queue) { return queue.empty(); });
+  bool Done(int32_t group) const {
+    const auto has = [group](auto& queue) {
+      return std::ranges::any_of(queue, [group](auto& entry) { return entry.group == group; });
+    };
+    return !has(posted_) && std::ranges::none_of(sends_, has);
   }
 
   absl::Status CheckFits(const RecvOp& recv, size_t size) const {
@@ -278,7 +295,7 @@ class NcclCommunicator final : public Communicator {
       inbox.push_back({tag, {data.begin(), data.end()}});
       return absl::OkStatus();
     }
-    RecvOp& recv = **posted;
+    RecvOp& recv = *posted->recv;
     if (absl::Status status = CheckFits(recv, data.size()); !status.ok()) return status;
     std::ranges::copy(data, recv.buffer.begin());
     recv.received = data.size();
@@ -303,22 +320,22 @@ class NcclCommunicator final : public Communicator {
   }
 
   absl::Status ProgressSelf() {
-    std::deque<SendOp>& queue = Sends(rank());
+    std::deque<Send>& queue = Sends(rank());
     for (size_t i = 0; i < queue.size();) {
-      if (FindPosted(rank(), queue[i].tag) == posted_.end()) {
+      const SendOp& send = queue[i].op;
+      if (FindPosted(rank(), send.tag) == posted_.end()) {
         ++i;
         continue;
       }
-      if (absl::Status status = Deliver(rank(), queue[i].tag, queue[i].data); !status.ok())
-        return status;
+      if (absl::Status status = Deliver(rank(), send.tag, send.data); !status.ok()) return status;
       queue.erase(queue.begin() + static_cast<ptrdiff_t>(i));
     }
     return absl::OkStatus();
   }
 
-  absl::Status ProgressSends(NcclLink& link, std::deque<SendOp>& queue) {
+  absl::Status ProgressSends(NcclLink& link, std::deque<Send>& queue) {
     while (!queue.empty()) {
-      const SendOp& send = queue.front();
+      const SendOp& send = queue.front().op;
       if (link.phase == NcclLink::Phase::kIdle) {
         const NcclHeader header{send.data.size(),
                                 send.tag.step,
@@ -362,7 +379,7 @@ class NcclCommunicator final : public Communicator {
         }
         // Before the payload is taken: a sender that got it all may be first with its news.
         const auto posted = FindPosted(peer, TagOf(link.header));
-        if (posted != posted_.end()) status = CheckFits(**posted, link.header.size);
+        if (posted != posted_.end()) status = CheckFits(*posted->recv, link.header.size);
         if (!status.ok()) return status;
         if (link.header.size > 0) {
           status = link.Launch(NcclLink::Phase::kPayload, link.header.size);
@@ -377,12 +394,15 @@ class NcclCommunicator final : public Communicator {
     return absl::OkStatus();
   }
 
-  std::string LatePeers() const {
+  std::string LatePeers(int32_t group) const {
     std::vector<std::string> late;
-    for (const RecvOp* recv : posted_)
+    for (const auto& [of, recv] : posted_) {
+      if (of != group) continue;
       late.push_back(absl::StrCat("rank ", recv->peer, " (to send ", TagName(recv->tag), ")"));
+    }
     for (int32_t peer = 0; peer < size(); ++peer) {
-      if (const size_t sends = sends_[static_cast<size_t>(peer)].size(); sends > 0)
+      const auto sends = std::ranges::count(sends_[static_cast<size_t>(peer)], group, &Send::group);
+      if (sends > 0)
         late.push_back(absl::StrCat("rank ", peer, " (to receive ", sends, " messages)"));
     }
     return absl::StrCat("rank ", rank(), " waited too long for ", absl::StrJoin(late, ", "));
@@ -399,10 +419,10 @@ class NcclCommunicator final : public Communicator {
   std::vector<std::unique_ptr<NcclLink>> out_;  // [size], own rank's unused
   std::vector<std::unique_ptr<NcclLink>> in_;   // [size], own rank's unused
   // Owner thread only.
-  std::vector<std::deque<SendOp>> sends_;   // [size], under way, oldest first
-  std::vector<RecvOp*> posted_;             // receives that wait for their message
+  std::vector<std::deque<Send>> sends_;     // [size], under way, oldest first
+  std::vector<Posted> posted_;              // receives that wait for their message
   std::vector<std::deque<Message>> inbox_;  // [size], arrived before their receive
-  bool receiving_ = false;
+  std::array<bool, kNumGroups> receiving_{};
 
   Mutex mu_;
   absl::Status error_ SY_GUARDED_BY(mu_);  // the first one; final

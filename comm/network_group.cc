@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/check.h"
 
 namespace switchyard {
 namespace {
@@ -24,18 +25,20 @@ NetworkGroup::NetworkGroup(Wire* wire, uint64_t epoch, int32_t rank, int32_t siz
       eager_bytes_(eager_bytes),
       peers_(static_cast<size_t>(size)) {}
 
-absl::Status NetworkGroup::Post(std::span<const SendOp> sends, std::span<RecvOp> recvs) {
+absl::Status NetworkGroup::Post(int32_t group, std::span<const SendOp> sends,
+                                std::span<RecvOp> recvs) {
+  SY_CHECK(group >= 0 && group < Communicator::kNumGroups);
   if (!error_.ok()) return error_;
-  if (!recvs.empty() && std::exchange(receiving_, true)) {
+  if (!recvs.empty() && std::exchange(receiving_[static_cast<size_t>(group)], true)) {
     return absl::FailedPreconditionError(
-        absl::StrCat("rank ", rank_, " already has a group of receives under way"));
+        absl::StrCat("rank ", rank_, " already has receives of group ", group, " under way"));
   }
   for (size_t i = 0; i < recvs.size(); ++i) {
-    absl::Status status = PostRecv(recvs[i], recvs.first(i));
+    absl::Status status = PostRecv(group, recvs[i], recvs.first(i));
     if (!status.ok()) return status;
   }
   for (const SendOp& send : sends) {
-    if (absl::Status status = PostSend(send); !status.ok()) return status;
+    if (absl::Status status = PostSend(group, send); !status.ok()) return status;
   }
   for (int32_t peer = 0; peer < static_cast<int32_t>(peers_.size()); ++peer) {
     if (peer != rank_) Pump(peer);
@@ -53,7 +56,7 @@ absl::Status NetworkGroup::CheckPeer(int32_t peer) const {
   return absl::UnavailableError(absl::StrCat("rank ", peer, " is lost: ", At(peer).lost_why));
 }
 
-absl::Status NetworkGroup::PostSend(const SendOp& send) {
+absl::Status NetworkGroup::PostSend(int32_t group, const SendOp& send) {
   if (absl::Status status = CheckPeer(send.peer); !status.ok()) return status;
   Peer& peer = At(send.peer);
   if (peer.out.size() >= Communicator::kMaxPendingSends) {
@@ -65,7 +68,7 @@ absl::Status NetworkGroup::PostSend(const SendOp& send) {
     return absl::InvalidArgumentError(absl::StrCat("rank ", rank_, ": second send to rank ",
                                                    send.peer, " with the tag ", TagName(send.tag)));
   }
-  OutMessage out{.tag = send.tag, .data = send.data};
+  OutMessage out{.tag = send.tag, .data = send.data, .group = group};
   const auto ready = std::ranges::find(peer.ready_in, send.tag, &Ready::tag);
   if (ready != peer.ready_in.end()) {
     // One that is too large waits for its receiver to say so.
@@ -77,21 +80,23 @@ absl::Status NetworkGroup::PostSend(const SendOp& send) {
     if (out.counted) peer.eager_used += send.data.size();
   }
   peer.out.push_back(out);
-  ++num_sends_;
+  ++num_sends_[static_cast<size_t>(group)];
   return absl::OkStatus();
 }
 
-absl::Status NetworkGroup::PostRecv(RecvOp& recv, std::span<const RecvOp> before) {
+absl::Status NetworkGroup::PostRecv(int32_t group, RecvOp& recv, std::span<const RecvOp> before) {
   // A message that a peer sent before it was lost left with it.
   if (absl::Status status = CheckPeer(recv.peer); !status.ok()) return status;
-  if (std::ranges::any_of(before, [&](const RecvOp& other) {
-        return other.peer == recv.peer && other.tag == recv.tag;
-      })) {
+  const auto same = [&](const RecvOp& other) {
+    return other.peer == recv.peer && other.tag == recv.tag;
+  };
+  if (std::ranges::any_of(before, same) ||
+      std::ranges::any_of(posted_, [&](const Posted& other) { return same(*other.recv); })) {
     return absl::InvalidArgumentError(absl::StrCat("rank ", rank_, ": second receive from rank ",
                                                    recv.peer, " with the tag ", TagName(recv.tag)));
   }
   recv.received = 0;
-  posted_.push_back({&recv, false});
+  posted_.push_back({.recv = &recv, .group = group});
   if (recv.peer != rank_) SayReady(recv.peer, {recv.tag, recv.buffer.size()});
   for (InMessage& in : At(recv.peer).in) {
     if (in.recv != nullptr || in.tag != recv.tag) continue;
@@ -119,8 +124,8 @@ void NetworkGroup::MatchSelf() {
     recv.received = out->data.size();
     if (out->counted) self.eager_used -= out->data.size();
     posted_.erase(posted);
+    --num_sends_[static_cast<size_t>(out->group)];
     out = self.out.erase(out);
-    --num_sends_;
   }
 }
 
@@ -195,9 +200,11 @@ void NetworkGroup::OnWritten(int32_t rank) {
 }
 
 void NetworkGroup::EndCompleteSends(int32_t rank) {
-  num_sends_ -= static_cast<int32_t>(std::erase_if(At(rank).out, [](const OutMessage& out) {
-    return out.ready && out.begun && out.written == out.data.size();
-  }));
+  std::erase_if(At(rank).out, [&](const OutMessage& out) {
+    if (!out.ready || !out.begun || out.written != out.data.size()) return false;
+    --num_sends_[static_cast<size_t>(out.group)];
+    return true;
+  });
 }
 
 std::byte* NetworkGroup::OnHeader(int32_t peer, const WireHeader& header) {
@@ -383,17 +390,23 @@ void NetworkGroup::Fail(const absl::Status& error) {
     At(rank).out.clear();
     At(rank).in.clear();
   }
-  num_sends_ = 0;
+  num_sends_.fill(0);
 }
 
-std::string NetworkGroup::LatePeers() const {
+bool NetworkGroup::Done(int32_t group) const {
+  return num_sends_[static_cast<size_t>(group)] == 0 &&
+         std::ranges::find(posted_, group, &Posted::group) == posted_.end();
+}
+
+std::string NetworkGroup::LatePeers(int32_t group) const {
   std::vector<std::string> late;
   for (const Posted& posted : posted_) {
+    if (posted.group != group) continue;
     late.push_back(
         absl::StrCat("rank ", posted.recv->peer, " (to send ", TagName(posted.recv->tag), ")"));
   }
   for (size_t peer = 0; peer < peers_.size(); ++peer) {
-    const size_t sends = peers_[peer].out.size();
+    const auto sends = std::ranges::count(peers_[peer].out, group, &OutMessage::group);
     if (sends > 0)
       late.push_back(absl::StrCat("rank ", peer, " (to receive ", sends, " messages)"));
   }

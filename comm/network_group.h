@@ -10,6 +10,7 @@
 // fails and answers.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -40,9 +41,9 @@ class NetworkGroup {
 
   NetworkGroup(Wire* wire, uint64_t epoch, int32_t rank, int32_t size, size_t eager_bytes);
 
-  absl::Status Post(std::span<const SendOp> sends, std::span<RecvOp> recvs);
-  void EndGroup() { receiving_ = false; }  // Wait returned
-  void OnConnected(int32_t peer);          // it has joined the epoch; may be said again
+  absl::Status Post(int32_t group, std::span<const SendOp> sends, std::span<RecvOp> recvs);
+  void EndGroup(int32_t group) { receiving_[static_cast<size_t>(group)] = false; }  // Wait returned
+  void OnConnected(int32_t peer);  // it has joined the epoch; may be said again
   void OnWritten(int32_t peer);
   // What a member sent; whatever is wrong with it fails this rank. OnHeader says where the payload
   // of a kData message goes: valid until OnMessage or Wire::DropIncoming.
@@ -53,15 +54,16 @@ class NetworkGroup {
   void Fail(const absl::Status& error);
 
   const absl::Status& error() const { return error_; }
-  bool Done() const { return num_sends_ == 0 && posted_.empty(); }
+  bool Done(int32_t group) const;
   bool IsWriting(int32_t peer) const { return !At(peer).pieces.empty(); }  // OnWritten is due
-  std::string LatePeers() const;
+  std::string LatePeers(int32_t group) const;
 
  private:
   struct OutMessage {
     uint64_t id = 0;  // once begun
     MessageTag tag{};
     std::span<const std::byte> data{};
+    int32_t group = 0;
     bool ready = false;    // its receive is posted, and large enough
     bool refused = false;  // its receive is posted, and too small
     bool counted = false;  // goes before that, within eager_bytes
@@ -103,14 +105,15 @@ class NetworkGroup {
   };
   struct Posted {
     RecvOp* recv = nullptr;
+    int32_t group = 0;
     bool matched = false;
   };
 
   Peer& At(int32_t peer) { return peers_[static_cast<size_t>(peer)]; }
   const Peer& At(int32_t peer) const { return peers_[static_cast<size_t>(peer)]; }
   absl::Status CheckPeer(int32_t peer) const;
-  absl::Status PostSend(const SendOp& send);
-  absl::Status PostRecv(RecvOp& recv, std::span<const RecvOp> before);
+  absl::Status PostSend(int32_t group, const SendOp& send);
+  absl::Status PostRecv(int32_t group, RecvOp& recv, std::span<const RecvOp> before);
   void MatchSelf();
   WireHeader HeaderTo(int32_t peer, WireType type, const MessageTag& tag) const;
   void Pump(int32_t peer);
@@ -136,8 +139,9 @@ class NetworkGroup {
   std::vector<Peer> peers_;  // [size]; the own entry holds sends to oneself in `out`
   absl::Status error_;
   std::vector<Posted> posted_;
-  bool receiving_ = false;  // a group of receives was started and not waited for
-  int32_t num_sends_ = 0;   // sum of out.size()
+  // Per group.
+  std::array<bool, Communicator::kNumGroups> receiving_{};     // receives were not waited for
+  std::array<int32_t, Communicator::kNumGroups> num_sends_{};  // in all `out`
   bool pumping_ = false;
 };
 

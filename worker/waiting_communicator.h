@@ -29,17 +29,18 @@ class WaitingCommunicator final : public Communicator {
 
   int32_t rank() const override { return inner_->rank(); }
   int32_t size() const override { return inner_->size(); }
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
+  absl::Status Start(int32_t group, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
     for (const SendOp& send : sends) {
       figures_->sent_bytes[static_cast<size_t>(send.tag.kind)].fetch_add(send.data.size(),
                                                                          std::memory_order_relaxed);
     }
-    return inner_->Start(sends, recvs);
+    return inner_->Start(group, sends, recvs);
   }
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
+  absl::Status Wait(int32_t group, std::chrono::steady_clock::time_point deadline) override {
     const auto start = std::chrono::steady_clock::now();
     figures_->waiting.store(true, std::memory_order_relaxed);
-    absl::Status status = inner_->Wait(deadline);
+    absl::Status status = inner_->Wait(group, deadline);
     figures_->waiting.store(false, std::memory_order_relaxed);
     const std::chrono::nanoseconds waited = std::chrono::steady_clock::now() - start;
     figures_->wait_ns.fetch_add(static_cast<uint64_t>(waited.count()), std::memory_order_relaxed);
