@@ -68,6 +68,18 @@ struct ExchangeShape {
   int32_t max_rows = 0;  // rows of all sources together in one micro-batch
 };
 
+// A step has one micro-batch, or two that are under way at a time. Each source cuts its rows in
+// two, the first half the larger; the second may be empty, its messages travel all the same.
+constexpr int32_t kMaxMicroBatches = 2;
+inline int64_t RowsOfFirstMicroBatch(int64_t rows, uint32_t micro_batches) {
+  return micro_batches > 1 ? (rows + 1) / 2 : rows;
+}
+// `shape` is that of a step in one; the second micro-batch has at most half of a step's rows.
+inline ExchangeShape OfMicroBatch(ExchangeShape shape, int32_t micro_batch) {
+  if (micro_batch > 0) shape.max_rows /= 2;
+  return shape;
+}
+
 // Which exchange of a step this is. `step` must outlive the call.
 struct ExchangeKey {
   const StepHeader* step = nullptr;

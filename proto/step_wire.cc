@@ -152,6 +152,8 @@ void ToWire(const StepResult& from, v1::StepResult* to) {
   to->set_worker(from.worker);
   to->set_error(from.error);
   to->set_fatal(from.fatal);
+  to->set_step_ns(from.step_ns);
+  to->set_wait_ns(from.wait_ns);
   for (const SequenceResult& result : from.results) {
     v1::SequenceResult* out = to->add_results();
     out->set_sequence(result.sequence);
@@ -172,6 +174,8 @@ StepResult FromWire(const v1::StepResult& from) {
                 .worker = from.worker(),
                 .error = from.error(),
                 .fatal = from.fatal(),
+                .step_ns = from.step_ns(),
+                .wait_ns = from.wait_ns(),
                 .results = {}};
   to.results.reserve(static_cast<size_t>(from.results_size()));
   for (const v1::SequenceResult& result : from.results()) {

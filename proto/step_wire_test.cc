@@ -92,8 +92,14 @@ TEST(StepWire, PlanKeepsEveryField) {
 
 TEST(StepWire, ResultKeepsEveryField) {
   const TokenLogprob logprob{.token = 4, .logprob = -0.25f, .top = {{4, -0.25f}, {1, -2.0f}}};
-  StepResult result{
-      .epoch = 2, .step = 7, .worker = 1, .error = "no", .fatal = true, .results = {}};
+  StepResult result{.epoch = 2,
+                    .step = 7,
+                    .worker = 1,
+                    .error = "no",
+                    .fatal = true,
+                    .step_ns = 1ll << 40,
+                    .wait_ns = 5,
+                    .results = {}};
   result.results.push_back({.sequence = 9,
                             .run = 3,
                             .computed = 12,
@@ -112,6 +118,8 @@ TEST(StepWire, ResultKeepsEveryField) {
   EXPECT_EQ(back.worker, 1);
   EXPECT_EQ(back.error, "no");
   EXPECT_TRUE(back.fatal);
+  EXPECT_EQ(back.step_ns, 1ll << 40);
+  EXPECT_EQ(back.wait_ns, 5);
   ASSERT_EQ(back.results.size(), 1u);
   const SequenceResult& out = back.results[0];
   EXPECT_EQ(out.sequence, 9u);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
@@ -74,7 +75,11 @@ StepResult AttentionWorker::RunStep(const StepPlan& plan) {
                     .fatal = false,
                     .results = {}};
   if (failed_.ok()) {
+    const auto start = std::chrono::steady_clock::now();
     failed_ = ComputeStep(plan, &result);
+    const std::chrono::nanoseconds took = std::chrono::steady_clock::now() - start;
+    result.step_ns = took.count();
+    result.wait_ns = exchange_.TakeWaited().count();
     if (!failed_.ok()) callbacks_.on_failure(failed_);
   }
   if (!failed_.ok()) {

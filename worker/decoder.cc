@@ -90,31 +90,114 @@ ScratchLimits Decoder::MaxCalls(const ModelConfig& config, DType act, int32_t ma
           .vocab_size = config.vocab_size};
 }
 
+// Cuts the batch into the step's micro-batches.
+std::span<Decoder::MicroBatch> Decoder::Split(const StepHeader& step, const DecoderBatch& batch) {
+  const int64_t first = RowsOfFirstMicroBatch(batch.num_rows(), step.micro_batches);
+  const int64_t ends[kMaxMicroBatches] = {first, batch.num_rows()};
+  int64_t begin = 0;
+  for (size_t m = 0; m < step.micro_batches; ++m) {
+    MicroBatch& micro = micro_batches_[m];
+    const int64_t end = ends[m];
+    micro.index = static_cast<int32_t>(m);
+    micro.begin = begin;
+    micro.sequences.clear();
+    for (const SequenceRows& s : batch.sequences) {
+      const int64_t from = std::max<int64_t>(s.first_row, begin);
+      const int64_t to = std::min<int64_t>(s.first_row + s.num_rows, end);
+      if (from >= to) continue;
+      micro.sequences.push_back(
+          {.block_table = s.block_table,
+           .start_position = s.start_position + static_cast<int32_t>(from - s.first_row),
+           .first_row = static_cast<int32_t>(from - begin),
+           .num_rows = static_cast<int32_t>(to - from)});
+    }
+    const auto at = static_cast<size_t>(begin);
+    const auto count = static_cast<size_t>(end - begin);
+    micro.batch = {.tokens = batch.tokens.subspan(at, count),
+                   .positions = batch.positions.subspan(at, count),
+                   .routing_profiles = batch.routing_profiles.subspan(at, count),
+                   .sequences = micro.sequences,
+                   .record = m + 1 == step.micro_batches ? batch.record : nullptr};
+    begin = end;
+  }
+  return std::span(micro_batches_).first(step.micro_batches);
+}
+
+Tensor Decoder::Residual(const MicroBatch& micro) const {
+  return {residual_.data() + Bytes(micro.begin, config_.hidden_size, DType::kF32),
+          DType::kF32,
+          {micro.batch.num_rows(), config_.hidden_size}};
+}
+
+Tensor Decoder::MlpOut(const MicroBatch& micro) const {
+  return {mlp_out_.data() + Bytes(micro.begin, config_.hidden_size, act_),
+          act_,
+          {micro.batch.num_rows(), config_.hidden_size}};
+}
+
+Tensor Decoder::SharedGate(const MicroBatch& micro) const {
+  return {shared_gate_.data() + Bytes(micro.begin, 1, DType::kF32),
+          DType::kF32,
+          {micro.batch.num_rows(), 1}};
+}
+
+size_t Decoder::Copies(const MicroBatch& micro) const {
+  return static_cast<size_t>(micro.batch.num_rows()) *
+         static_cast<size_t>(config_.moe.routing.top_k);
+}
+
+size_t Decoder::FirstCopy(const MicroBatch& micro) const {
+  return static_cast<size_t>(micro.begin) * static_cast<size_t>(config_.moe.routing.top_k);
+}
+
 absl::Status Decoder::Forward(const StepHeader& step, const DecoderBatch& batch) {
   const int64_t rows = batch.num_rows();
   SY_CHECK(rows >= 1 && rows <= max_rows_);
-  const Tensor residual = residual_.View(DType::kF32, {rows, config_.hidden_size});
-  const Tensor normed = normed_.View(act_, {rows, config_.hidden_size});
-  backend_->Embed(weights_->embedding, batch.tokens, residual);
+  SY_CHECK(step.micro_batches >= 1 && step.micro_batches <= kMaxMicroBatches);
+  const std::span<MicroBatch> micro_batches = Split(step, batch);
+  backend_->Embed(weights_->embedding, batch.tokens,
+                  residual_.View(DType::kF32, {rows, config_.hidden_size}));
   int32_t moe_layer = 0;
+  const AttentionLayerWeights* away = nullptr;  // the layer whose rows are at the experts
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     const AttentionLayerWeights& weights = weights_->layers[static_cast<size_t>(layer)];
-    backend_->RmsNorm(residual, weights.input_norm.view, config_.rms_norm_eps, normed);
-    Attention(layer, batch);
-    backend_->RmsNorm(residual, weights.post_attention_norm.view, config_.rms_norm_eps, normed);
-    if (!weights.is_moe) {
-      Dense(weights, rows);
-    } else if (absl::Status status = Moe(step, moe_layer++, weights, batch); !status.ok()) {
-      return status;
+    for (const MicroBatch& micro : micro_batches) {
+      absl::Status status;
+      if (away != nullptr) status = AddResults(*away, micro);
+      if (!status.ok()) return status;
+      if (micro.batch.num_rows() > 0) AttentionBlock(layer, micro);
+      if (weights.is_moe) {
+        status = SendRows(step, moe_layer, weights, micro);
+      } else if (micro.batch.num_rows() > 0) {
+        Dense(weights, micro);
+      }
+      if (!status.ok()) return status;
     }
+    away = weights.is_moe ? &weights : nullptr;
+    if (weights.is_moe) ++moe_layer;
     counters_->progress.fetch_add(1, std::memory_order_relaxed);
+  }
+  for (const MicroBatch& micro : micro_batches) {
+    if (away == nullptr) break;
+    if (absl::Status status = AddResults(*away, micro); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
-void Decoder::Attention(int64_t layer, const DecoderBatch& batch) {
+// Leaves the MLP's input in normed_.
+void Decoder::AttentionBlock(int64_t layer, const MicroBatch& micro) {
+  const AttentionLayerWeights& weights = weights_->layers[static_cast<size_t>(layer)];
+  const Tensor residual = Residual(micro);
+  const Tensor normed = normed_.View(act_, {micro.batch.num_rows(), config_.hidden_size});
+  backend_->RmsNorm(residual, weights.input_norm.view, config_.rms_norm_eps, normed);
+  Attention(layer, micro);
+  backend_->RmsNorm(residual, weights.post_attention_norm.view, config_.rms_norm_eps, normed);
+}
+
+void Decoder::Attention(int64_t layer, const MicroBatch& micro) {
   const AttentionConfig& a = config_.attention;
   const AttentionLayerWeights& weights = weights_->layers[static_cast<size_t>(layer)];
+  const DecoderBatch& batch = micro.batch;
   const int64_t rows = batch.num_rows();
   const Tensor normed = normed_.View(act_, {rows, config_.hidden_size});
   backend_->Matmul(normed, weights.q, weights.q_bias.data(),
@@ -145,7 +228,7 @@ void Decoder::Attention(int64_t layer, const DecoderBatch& batch) {
                        .out = attended});
   const Tensor projected = projected_.View(DType::kF32, {rows, config_.hidden_size});
   backend_->Matmul(attended, weights.o, weights.o_bias.data(), projected);
-  backend_->Add(projected, residual_.View(DType::kF32, {rows, config_.hidden_size}));
+  backend_->Add(projected, Residual(micro));
 }
 
 void Decoder::NormQueryKey(const AttentionLayerWeights& weights, int64_t rows, const Tensor& q,
@@ -161,65 +244,70 @@ void Decoder::NormQueryKey(const AttentionLayerWeights& weights, int64_t rows, c
   }
 }
 
-void Decoder::Dense(const AttentionLayerWeights& weights, int64_t rows) {
-  const Tensor out = mlp_out_.View(act_, {rows, config_.hidden_size});
+void Decoder::Dense(const AttentionLayerWeights& weights, const MicroBatch& micro) {
+  const int64_t rows = micro.batch.num_rows();
+  const Tensor out = MlpOut(micro);
   const MlpGroup group{&weights.dense, 0, rows};
   backend_->GroupedMlp(normed_.View(act_, {rows, config_.hidden_size}), {&group, 1}, out);
-  backend_->Add(out, residual_.View(DType::kF32, {rows, config_.hidden_size}));
+  backend_->Add(out, Residual(micro));
 }
 
-void Decoder::Route(const AttentionLayerWeights& weights, const DecoderBatch& batch) {
-  const int64_t rows = batch.num_rows();
+void Decoder::Route(const AttentionLayerWeights& weights, const MicroBatch& micro) {
+  const int64_t rows = micro.batch.num_rows();
   const RoutingConfig& routing = config_.moe.routing;
   const Tensor logits = router_logits_.View(DType::kF32, {rows, routing.num_experts});
   backend_->Matmul(normed_.View(act_, {rows, config_.hidden_size}), weights.router, nullptr,
                    logits);
   backend_->Synchronize();
   const size_t top_k = static_cast<size_t>(routing.top_k);
-  const size_t copies = static_cast<size_t>(rows) * top_k;
-  router_.Route(logits, batch.routing_profiles, std::span(expert_ids_).first(copies),
-                std::span(expert_weights_).first(copies),
+  const std::span<int32_t> ids = std::span(expert_ids_).subspan(FirstCopy(micro), Copies(micro));
+  const std::span<float> expert_weights =
+      std::span(expert_weights_).subspan(FirstCopy(micro), Copies(micro));
+  router_.Route(logits, micro.batch.routing_profiles, ids, expert_weights,
                 std::span(expert_counts_).first(static_cast<size_t>(rows)));
   for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
     for (size_t j = static_cast<size_t>(expert_counts_[r]); j < top_k; ++j) {
-      expert_ids_[r * top_k + j] = -1;
-      expert_weights_[r * top_k + j] = 0.0f;
+      ids[r * top_k + j] = -1;
+      expert_weights[r * top_k + j] = 0.0f;
     }
   }
 }
 
-absl::Status Decoder::Moe(const StepHeader& step, int32_t moe_layer,
-                          const AttentionLayerWeights& weights, const DecoderBatch& batch) {
-  const int64_t rows = batch.num_rows();
-  const int32_t top_k = config_.moe.routing.top_k;
-  const size_t copies = static_cast<size_t>(rows) * static_cast<size_t>(top_k);
+absl::Status Decoder::SendRows(const StepHeader& step, int32_t moe_layer,
+                               const AttentionLayerWeights& weights, const MicroBatch& micro) {
+  const int64_t rows = micro.batch.num_rows();
   const Tensor normed = normed_.View(act_, {rows, config_.hidden_size});
-  Route(weights, batch);
-  if (batch.record != nullptr) {
-    batch.record->SetLayer(moe_layer, std::span(expert_ids_).first(copies),
-                           std::span(expert_weights_).first(copies));
+  if (rows > 0) Route(weights, micro);
+  if (micro.batch.record != nullptr) {  // the last one has it: all rows of the step are routed
+    const size_t copies = FirstCopy(micro) + Copies(micro);
+    micro.batch.record->SetLayer(moe_layer, std::span(expert_ids_).first(copies),
+                                 std::span(expert_weights_).first(copies));
   }
-  if (absl::Status status =
-          exchange_->Dispatch(step, moe_layer, std::span(expert_ids_).first(copies), normed);
-      !status.ok()) {
-    return status;
-  }
-  const Tensor shared = mlp_out_.View(act_, {rows, config_.hidden_size});
-  const Tensor gate = shared_gate_.View(DType::kF32, {rows, 1});
-  if (weights.has_shared) {  // while the routed rows are away
-    const MlpGroup group{&weights.shared, 0, rows};
-    backend_->GroupedMlp(normed, {&group, 1}, shared);
-    backend_->Matmul(normed, weights.shared_gate, nullptr, gate);
-    backend_->Sigmoid(Tensor(gate.data, DType::kF32, {rows}));
-    backend_->Synchronize();
-  }
-  if (absl::Status status = exchange_->Await(); !status.ok()) return status;
-  const Tensor results = exchange_->results();
-  backend_->Combine({.residual = residual_.View(DType::kF32, {rows, config_.hidden_size}),
+  absl::Status status =
+      exchange_->Dispatch({.step = &step, .layer = moe_layer, .micro_batch = micro.index},
+                          std::span(expert_ids_).subspan(FirstCopy(micro), Copies(micro)), normed);
+  if (!status.ok() || !weights.has_shared || rows == 0) return status;
+  // While the routed rows are away.
+  const MlpGroup group{&weights.shared, 0, rows};
+  const Tensor gate = SharedGate(micro);
+  backend_->GroupedMlp(normed, {&group, 1}, MlpOut(micro));
+  backend_->Matmul(normed, weights.shared_gate, nullptr, gate);
+  backend_->Sigmoid(Tensor(gate.data, DType::kF32, {rows}));
+  backend_->Synchronize();
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::AddResults(const AttentionLayerWeights& weights, const MicroBatch& micro) {
+  if (absl::Status status = exchange_->Await(micro.index); !status.ok()) return status;
+  if (micro.batch.num_rows() == 0) return absl::OkStatus();
+  const Tensor results = exchange_->results(micro.index);
+  const Tensor shared = MlpOut(micro);
+  const Tensor gate = SharedGate(micro);
+  backend_->Combine({.residual = Residual(micro),
                      .expert_rows = &results,
-                     .row_of = exchange_->row_of(),
-                     .weights = std::span(expert_weights_).first(copies),
-                     .top_k = top_k,
+                     .row_of = exchange_->row_of(micro.index),
+                     .weights = std::span(expert_weights_).subspan(FirstCopy(micro), Copies(micro)),
+                     .top_k = config_.moe.routing.top_k,
                      .shared = weights.has_shared ? &shared : nullptr,
                      .shared_gate = weights.has_shared ? gate.as<float>() : nullptr});
   backend_->Synchronize();  // the results' buffer is received into again by the next layer

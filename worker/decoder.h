@@ -1,9 +1,16 @@
 // Decoder: the forward pass of an attention worker's rows through all layers, from token ids to
 // logits. It reads a description (ModelConfig) and weights, and calls the back end; rows of MoE
-// layers travel through the MoeExchange. All buffers are allocated at construction. Owned by one
+// layers travel through the MoeExchange. With two micro-batches the rows of one are computed while
+// those of the other are at the experts:
+//
+//   attention(l,0) dispatch(l,0) | attention(l,1) dispatch(l,1) | results(l,0) attention(l+1,0) …
+//
+// Rows are cut anywhere, also within a prefill chunk: keys and values of a layer are written in the
+// order of the positions. All buffers are allocated at construction. Owned by one
 // attention worker, used on its thread only.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -55,13 +62,31 @@ class Decoder {
   Tensor Logits(std::span<const int32_t> rows);
 
  private:
-  void Attention(int64_t layer, const DecoderBatch& batch);
+  // Rows [begin, begin + batch.num_rows()) of the step's batch.
+  struct MicroBatch {
+    int32_t index = 0;
+    int64_t begin = 0;
+    DecoderBatch batch;                   // its views
+    std::vector<SequenceRows> sequences;  // first_row counts from `begin`
+  };
+  std::span<MicroBatch> Split(const StepHeader& step, const DecoderBatch& batch);
+
+  // Of the rows of one micro-batch.
+  void AttentionBlock(int64_t layer, const MicroBatch& micro);
+  void Attention(int64_t layer, const MicroBatch& micro);
   void NormQueryKey(const AttentionLayerWeights& weights, int64_t rows, const Tensor& q,
                     const Tensor& k);
-  void Dense(const AttentionLayerWeights& weights, int64_t rows);
-  absl::Status Moe(const StepHeader& step, int32_t moe_layer, const AttentionLayerWeights& weights,
-                   const DecoderBatch& batch);
-  void Route(const AttentionLayerWeights& weights, const DecoderBatch& batch);
+  void Dense(const AttentionLayerWeights& weights, const MicroBatch& micro);
+  // A MoE layer: rows go out; later their results are added.
+  absl::Status SendRows(const StepHeader& step, int32_t moe_layer,
+                        const AttentionLayerWeights& weights, const MicroBatch& micro);
+  absl::Status AddResults(const AttentionLayerWeights& weights, const MicroBatch& micro);
+  void Route(const AttentionLayerWeights& weights, const MicroBatch& micro);
+  Tensor Residual(const MicroBatch& micro) const;    // [rows, hidden] float32
+  Tensor MlpOut(const MicroBatch& micro) const;      // [rows, hidden] act
+  Tensor SharedGate(const MicroBatch& micro) const;  // [rows, 1] float32
+  size_t Copies(const MicroBatch& micro) const;      // its part of expert_ids_, expert_weights_
+  size_t FirstCopy(const MicroBatch& micro) const;
 
   // Constant after construction.
   const ModelConfig config_;
@@ -74,7 +99,10 @@ class Decoder {
   const RoutingPolicy router_;
   WorkerCounters* const counters_;
 
-  // Work space, [max_rows, …].
+  std::array<MicroBatch, kMaxMicroBatches> micro_batches_;  // of the step
+
+  // Work space, [max_rows, …]. What is needed while rows are away is indexed by the step's rows,
+  // the rest by those of the micro-batch that is being computed.
   Buffer residual_;                     // [rows, hidden] float32
   Buffer normed_;                       // [rows, hidden] act
   Buffer q_, k_, v_;                    // [rows, heads, head_dim] float32

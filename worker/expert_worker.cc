@@ -40,9 +40,13 @@ ExpertWorker::ExpertWorker(const ExpertWorkerOptions& options,
                 .dtype = weights_->dtype},
                weights_, backend_.get(), communicator) {
   const ExchangeShape& shape = options_.exchange;
-  for (int32_t i = 0; i < options_.ranks.num_attention; ++i) {
-    counts_messages_.emplace_back(MaxCountsBytes(shape));
-    dispatch_messages_.emplace_back(MaxDispatchBytes(shape));
+  for (int32_t m = 0; m < kMaxMicroBatches; ++m) {
+    Incoming& incoming = incoming_[static_cast<size_t>(m)];
+    incoming.shape = OfMicroBatch(shape, m);
+    for (int32_t i = 0; i < options_.ranks.num_attention; ++i) {
+      incoming.counts_messages.emplace_back(MaxCountsBytes(incoming.shape));
+      incoming.dispatch_messages.emplace_back(MaxDispatchBytes(incoming.shape));
+    }
   }
   const size_t row_bytes = static_cast<size_t>(shape.row_bytes);
   grouped_ = Buffer(static_cast<size_t>(MaxCopies(shape)) * row_bytes);
@@ -63,9 +67,13 @@ ExpertWorker::~ExpertWorker() {
 }
 
 int64_t ExpertWorker::BufferBytes(const ExchangeShape& shape, const CellRanks& ranks) {
-  return (2 * MaxCopies(shape) + MaxCombineRows(shape, ranks.num_attention)) * shape.row_bytes +
-         ranks.num_attention *
-             static_cast<int64_t>(MaxDispatchBytes(shape) + MaxCountsBytes(shape));
+  int64_t bytes =
+      (2 * MaxCopies(shape) + MaxCombineRows(shape, ranks.num_attention)) * shape.row_bytes;
+  for (int32_t m = 0; m < kMaxMicroBatches; ++m) {
+    const ExchangeShape of = OfMicroBatch(shape, m);
+    bytes += ranks.num_attention * static_cast<int64_t>(MaxDispatchBytes(of) + MaxCountsBytes(of));
+  }
+  return bytes;
 }
 
 ScratchLimits ExpertWorker::MaxCalls(const ExchangeShape& shape, DType act, int64_t hidden,
@@ -103,59 +111,74 @@ void ExpertWorker::Run() {
 absl::Status ExpertWorker::RunStep(const StepHeader& step) {
   if (absl::Status status = CheckParticipants(step, options_.ranks); !status.ok()) return status;
   planner_.BeginGeneration(step.slots_generation);
+  const auto micro_batches = static_cast<int32_t>(step.micro_batches);
+  const auto failed_at = [&](int32_t layer, const absl::Status& status) {
+    return absl::Status(status.code(),
+                        absl::StrCat("expert rank ", options_.expert_rank, " at step ", step.step,
+                                     ", MoE layer ", layer, ": ", std::string(status.message())));
+  };
+  for (int32_t m = 0; m < micro_batches && options_.num_moe_layers > 0; ++m) {
+    absl::Status status = StartReceives(step, 0, m);
+    if (!status.ok()) return failed_at(0, status);
+  }
   for (int32_t layer = 0; layer < options_.num_moe_layers; ++layer) {
-    if (absl::Status status = RunLayer(step, layer); !status.ok()) {
-      return absl::Status(status.code(),
-                          absl::StrCat("expert rank ", options_.expert_rank, " at step ", step.step,
-                                       ", MoE layer ", layer, ": ", std::string(status.message())));
+    for (int32_t m = 0; m < micro_batches; ++m) {
+      absl::Status status = RunExchange(step, {.step = &step, .layer = layer, .micro_batch = m});
+      if (!status.ok()) return failed_at(layer, status);
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status ExpertWorker::RunLayer(const StepHeader& step, int32_t layer) {
-  const ExchangeKey key{.step = &step, .layer = layer, .micro_batch = 0};
-  if (absl::Status status = Receive(step, key); !status.ok()) return status;
-  if (absl::Status status = Plan(step, key); !status.ok()) return status;
-  if (absl::Status status = Compute(key); !status.ok()) return status;
+absl::Status ExpertWorker::RunExchange(const StepHeader& step, const ExchangeKey& key) {
+  absl::Status status = communicator_->Wait(key.micro_batch, DataDeadline());
+  if (status.ok()) status = Plan(step, key);
+  if (status.ok()) status = Compute(key);
+  if (!status.ok()) return status;
   options_.counters->progress.fetch_add(1, std::memory_order_relaxed);
-  return Answer(step, key);
+  status = Answer(step, key);
+  if (status.ok() && key.layer + 1 < options_.num_moe_layers)
+    status = StartReceives(step, key.layer + 1, key.micro_batch);
+  return status;
 }
 
-absl::Status ExpertWorker::Receive(const StepHeader& step, const ExchangeKey& key) {
-  recvs_.clear();
+absl::Status ExpertWorker::StartReceives(const StepHeader& step, int32_t layer,
+                                         int32_t micro_batch) {
+  Incoming& incoming = incoming_[static_cast<size_t>(micro_batch)];
+  incoming.recvs.clear();
   for (int32_t participant : step.participants) {
     const size_t p = static_cast<size_t>(participant);
-    MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kDispatch};
-    recvs_.push_back({participant, tag, Whole(dispatch_messages_[p]), 0});
+    const MessageTag tag{step.step, layer, micro_batch, MessageKind::kDispatch};
+    incoming.recvs.push_back({participant, tag, Whole(incoming.dispatch_messages[p]), 0});
   }
   if (step.participants.size() > 1) {
     for (int32_t participant : step.participants) {
-      const MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kCounts};
-      recvs_.push_back(
-          {participant, tag, Whole(counts_messages_[static_cast<size_t>(participant)]), 0});
+      const size_t p = static_cast<size_t>(participant);
+      const MessageTag tag{step.step, layer, micro_batch, MessageKind::kCounts};
+      incoming.recvs.push_back({participant, tag, Whole(incoming.counts_messages[p]), 0});
     }
   }
-  if (absl::Status status = communicator_->Start({}, recvs_); !status.ok()) return status;
-  return communicator_->Wait(DataDeadline());
+  return communicator_->Start(micro_batch, {}, incoming.recvs);
 }
 
 absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) {
   const size_t num_sources = step.participants.size();
-  const size_t num_experts = static_cast<size_t>(options_.exchange.num_experts);
+  const auto& [shape, recvs, counts_messages, dispatch_messages] =
+      incoming_[static_cast<size_t>(key.micro_batch)];
+  const size_t num_experts = static_cast<size_t>(shape.num_experts);
   const auto from_rank = [&](size_t source, const absl::Status& status) {
     return absl::InternalError(absl::StrCat("attention rank ", step.participants[source], ": ",
                                             std::string(status.message())));
   };
   counts_.resize(num_sources * num_experts);
   for (size_t s = 0; s < num_sources; ++s) {
-    const RecvOp& recv = recvs_[num_sources > 1 ? num_sources + s : s];
+    const RecvOp& recv = recvs[num_sources > 1 ? num_sources + s : s];
     const absl::Status status =
-        ParseCounts(recv.buffer.first(recv.received), key, static_cast<int32_t>(s),
-                    options_.exchange, std::span(counts_).subspan(s * num_experts, num_experts));
+        ParseCounts(recv.buffer.first(recv.received), key, static_cast<int32_t>(s), shape,
+                    std::span(counts_).subspan(s * num_experts, num_experts));
     if (!status.ok()) return from_rank(s, status);
   }
-  absl::Status total = CheckTotalCopies(counts_, options_.exchange);
+  absl::Status total = CheckTotalCopies(counts_, shape);
   if (!total.ok()) return total;
   const auto plan_start = std::chrono::steady_clock::now();
   planner_.Plan(counts_, static_cast<int32_t>(num_sources), key.layer, &plan_);
@@ -163,8 +186,8 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
   views_.clear();
   for (size_t s = 0; s < num_sources; ++s) {
     const absl::StatusOr<DispatchView> view =
-        ParseDispatch(recvs_[s].buffer.first(recvs_[s].received), key, plan_,
-                      static_cast<int32_t>(s), options_.expert_rank, options_.exchange);
+        ParseDispatch(recvs[s].buffer.first(recvs[s].received), key, plan_, static_cast<int32_t>(s),
+                      options_.expert_rank, shape);
     if (!view.ok()) return from_rank(s, view.status());
     views_.push_back(*view);
   }
@@ -277,8 +300,8 @@ absl::Status ExpertWorker::Answer(const StepHeader& step, const ExchangeKey& key
                      row_bytes, combine_messages_);
     });
   }
-  if (absl::Status status = communicator_->Start(sends_, {}); !status.ok()) return status;
-  return communicator_->Wait(DataDeadline());
+  absl::Status status = communicator_->Start(key.micro_batch, sends_, {});
+  return status.ok() ? communicator_->Wait(key.micro_batch, DataDeadline()) : status;
 }
 
 }  // namespace switchyard

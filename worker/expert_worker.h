@@ -1,10 +1,12 @@
-// ExpertWorker: the expert role. Holds whole experts and knows no sequences: for every MoE layer of
-// a step it receives rows from each participant, runs them through its experts and sends every
-// (token, expert) result back. One owner thread of its own; Execute may be called from any thread
-// and only enqueues. Steps run strictly in order. A message that does not fit the step (epoch,
-// step, layer, plan hash, sizes) is an error that names the rank, never a wait without end.
+// ExpertWorker: the expert role. Holds whole experts and knows no sequences: for every MoE layer
+// and micro-batch of a step it receives rows from each participant, runs them through its experts
+// and sends every (token, expert) result back. The next micro-batch's rows arrive meanwhile. One
+// owner thread of its own; Execute may be called from any thread and only enqueues. Steps run
+// strictly in order. A message that does not fit the step (epoch, step, layer, plan hash, sizes) is
+// an error that names the rank, never a wait without end.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -63,8 +65,8 @@ class ExpertWorker {
 
   void Run();
   absl::Status RunStep(const StepHeader& step);
-  absl::Status RunLayer(const StepHeader& step, int32_t layer);
-  absl::Status Receive(const StepHeader& step, const ExchangeKey& key);
+  absl::Status RunExchange(const StepHeader& step, const ExchangeKey& key);
+  absl::Status StartReceives(const StepHeader& step, int32_t layer, int32_t micro_batch);
   absl::Status Plan(const StepHeader& step, const ExchangeKey& key);
   void CountPlan(std::chrono::nanoseconds duration);
   absl::Status Compute(const ExchangeKey& key);
@@ -92,14 +94,20 @@ class ExpertWorker {
   std::vector<DispatchView> views_;    // [num_participants]
   std::vector<MlpGroup> groups_;       // whose weights are here
   std::vector<MlpGroup> late_groups_;  // whose weights this plan moves here
+  // The messages of one micro-batch, of the layer that it has reached; the communicator's group of
+  // the same number receives them.
+  struct Incoming {
+    ExchangeShape shape;
+    std::vector<RecvOp> recvs;
+    std::vector<Buffer> counts_messages;    // [num_attention]
+    std::vector<Buffer> dispatch_messages;  // [num_attention]
+  };
+  std::array<Incoming, kMaxMicroBatches> incoming_;
   std::vector<SendOp> sends_;
-  std::vector<RecvOp> recvs_;
-  std::vector<Buffer> counts_messages_;       // [num_attention]
-  std::vector<Buffer> dispatch_messages_;     // [num_attention]
   Buffer grouped_;                            // [max copies, hidden] act, by expert
   Buffer results_;                            // the same rows after the experts
   std::vector<std::byte*> combine_messages_;  // [num_participants] in combine_
-  Buffer combine_;  // all combine messages of a layer, one after the other
+  Buffer combine_;  // all combine messages of an exchange, one after the other
 
   Mutex mu_;
   CondVar changed_;

@@ -64,16 +64,17 @@ class ExpertWorkerTest : public testing::Test {
   }
 
   // The dispatch message of two tokens, each with experts (0, 2), as `header` would have it.
-  std::vector<std::byte> Message(const StepHeader& header, int32_t layer = 0) {
+  std::vector<std::byte> Message(const StepHeader& header, int32_t layer = 0,
+                                 int32_t micro_batch = 0) {
     const std::array<int32_t, 4> ids = {0, 2, 2, 0};
     std::vector<int32_t> counts(kExperts);
     CountExperts(ids, counts);
     plan_ = PlanOnce(counts, 1, *placement_, 0);
     BuildDispatchLists(ids, kShape.top_k, plan_, 0, kShape.row_bytes, &lists_);
     std::vector<std::byte> message(MaxDispatchBytes(kShape));
-    message.resize(WriteDispatch({.step = &header, .layer = layer, .micro_batch = 0}, plan_, 0, 0,
-                                 lists_, reinterpret_cast<const std::byte*>(rows_.data()),
-                                 kShape.row_bytes, counts, message));
+    message.resize(WriteDispatch(
+        {.step = &header, .layer = layer, .micro_batch = micro_batch}, plan_, 0, 0, lists_,
+        reinterpret_cast<const std::byte*>(rows_.data()), kShape.row_bytes, counts, message));
     return message;
   }
 
@@ -159,6 +160,49 @@ TEST_F(ExpertWorkerTest, ATruncatedMessageIsAnError) {
 TEST_F(ExpertWorkerTest, AStepWithUnknownParticipantsIsAnError) {
   step_.participants = {0, 1};
   EXPECT_THAT(FailureOf(Message(step_)), HasSubstr("participant 1 after 0 of 1 attention ranks"));
+}
+
+TEST_F(ExpertWorkerTest, MoreThanTwoMicroBatchesAreAnError) {
+  step_.micro_batches = 3;
+  EXPECT_THAT(FailureOf(Message(step_)), HasSubstr("3 micro-batches, not 1 to 2"));
+}
+
+TEST_F(ExpertWorkerTest, AMessageOfAStepWithAnotherNumberOfMicroBatchesIsAnError) {
+  StepHeader other = step_;
+  step_.micro_batches = 2;
+  EXPECT_THAT(FailureOf(Message(other)), HasSubstr("participants_hash"));
+}
+
+// The second micro-batch's rows may come first; it has at most half of the rows.
+TEST_F(ExpertWorkerTest, TwoMicroBatchesAreAnsweredInOrder) {
+  step_.micro_batches = 2;
+  const std::array<std::vector<std::byte>, 2> messages = {Message(step_, 0, 0),
+                                                          Message(step_, 0, 1)};
+  std::array<std::vector<float>, 2> received;
+  std::array<RecvOp, 2> recvs;
+  worker_->Execute(step_);
+  for (int32_t m : {1, 0}) {
+    const size_t i = static_cast<size_t>(m);
+    received[i].resize(static_cast<size_t>(MaxCombineRows(kShape, 1)) * kHidden);
+    recvs[i] = {1,
+                {step_.step, 0, m, MessageKind::kCombine},
+                std::as_writable_bytes(std::span(received[i]))};
+    const SendOp send{1, {step_.step, 0, m, MessageKind::kDispatch}, messages[i]};
+    ASSERT_TRUE(communicators_[0]->Start(m, {&send, 1}, {&recvs[i], 1}).ok());
+  }
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  for (int32_t m : {0, 1}) {
+    const size_t i = static_cast<size_t>(m);
+    ASSERT_TRUE(communicators_[0]->Wait(m, deadline).ok());
+    const absl::Status status =
+        CheckCombine(std::as_bytes(std::span(received[i])).first(recvs[i].received),
+                     {.step = &step_, .layer = 0, .micro_batch = m}, plan_, 0, 0, kShape.row_bytes);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  const size_t first_row = static_cast<size_t>(HeaderRows(kShape.row_bytes)) * kHidden;
+  EXPECT_EQ(std::memcmp(&received[0][first_row], &received[1][first_row],
+                        recvs[0].received - first_row * sizeof(float)),
+            0);
 }
 
 TEST_F(ExpertWorkerTest, AbortEndsTheWait) {

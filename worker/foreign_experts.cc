@@ -79,12 +79,14 @@ absl::StatusOr<bool> ForeignExperts::Start(const ExchangeKey& key, const Dispatc
     }
   }
   if (headers_.empty()) return false;
-  if (absl::Status status = communicator_->Start(sends_, recvs_); !status.ok()) return status;
+  if (absl::Status status = communicator_->Start(key.micro_batch, sends_, recvs_); !status.ok())
+    return status;
   return true;
 }
 
 absl::Status ForeignExperts::Finish() {
-  if (absl::Status status = communicator_->Wait(DataDeadline()); !status.ok()) return status;
+  if (absl::Status status = communicator_->Wait(key_->micro_batch, DataDeadline()); !status.ok())
+    return status;
   for (size_t m = 0; m < moves_.size(); ++m) {
     const WeightMove& move = *moves_[m];
     const auto failed = [&](const std::string& what) {

@@ -32,8 +32,9 @@ class ForeignExperts {
   ForeignExperts(const ForeignExpertsShape& shape, std::shared_ptr<const ExpertWeights> homes,
                  ComputeBackend* backend, Communicator* communicator);
 
-  // Starts this rank's sends and receives of plan.moves; true when there are any, and then Finish
-  // must follow before anything else is started. key and plan must live until then. A moved
+  // Starts this rank's sends and receives of plan.moves, in the group of the key's micro-batch;
+  // true when there are any, and then Finish must follow before anything else is started in that
+  // group. key and plan must live until then. A moved
   // expert's slot is not to be read before.
   absl::StatusOr<bool> Start(const ExchangeKey& key, const DispatchPlan& plan);
   absl::Status Finish();

@@ -8,6 +8,8 @@
 namespace switchyard {
 namespace {
 
+static_assert(kMaxMicroBatches <= Communicator::kNumGroups);
+
 std::span<std::byte> Whole(const Buffer& buffer) { return {buffer.data(), buffer.bytes()}; }
 
 }  // namespace
@@ -24,9 +26,9 @@ absl::Status CheckParticipants(const StepHeader& step, const CellRanks& ranks) {
   }
   if (previous < 0)
     return absl::InvalidArgumentError(absl::StrCat("step ", step.step, " has no participants"));
-  if (step.micro_batches != 1) {
-    return absl::UnimplementedError(
-        absl::StrCat("step ", step.step, " has ", step.micro_batches, " micro-batches"));
+  if (step.micro_batches < 1 || step.micro_batches > kMaxMicroBatches) {
+    return absl::InvalidArgumentError(absl::StrCat("step ", step.step, " has ", step.micro_batches,
+                                                   " micro-batches, not 1 to ", kMaxMicroBatches));
   }
   return absl::OkStatus();
 }
@@ -34,107 +36,131 @@ absl::Status CheckParticipants(const StepHeader& step, const CellRanks& ranks) {
 MoeExchange::MoeExchange(const ExchangeShape& shape, DType act, const CellRanks& ranks,
                          std::shared_ptr<const ExpertPlacement> placement,
                          const PlannerOptions& planner, Communicator* communicator)
-    : shape_(shape),
-      act_(act),
+    : act_(act),
       ranks_(ranks),
       communicator_(communicator),
-      planner_(std::move(placement), planner),
-      counts_message_(MaxCountsBytes(shape)),
-      combined_(static_cast<size_t>(MaxCombineRows(shape, ranks.num_experts)) *
-                static_cast<size_t>(shape.row_bytes)) {
-  for (int32_t i = 0; i < ranks.num_attention; ++i)
-    counts_received_.emplace_back(MaxCountsBytes(shape));
-  for (int32_t i = 0; i < ranks.num_experts; ++i)
-    dispatch_messages_.emplace_back(MaxDispatchBytes(shape));
+      planner_(std::move(placement), planner) {
+  for (int32_t m = 0; m < kMaxMicroBatches; ++m) {
+    Flight& flight = flights_[static_cast<size_t>(m)];
+    flight.shape = OfMicroBatch(shape, m);
+    flight.counts_message = Buffer(MaxCountsBytes(flight.shape));
+    flight.combined = Buffer(static_cast<size_t>(MaxCombineRows(flight.shape, ranks.num_experts)) *
+                             static_cast<size_t>(shape.row_bytes));
+    for (int32_t i = 0; i < ranks.num_attention; ++i)
+      flight.counts_received.emplace_back(MaxCountsBytes(flight.shape));
+    for (int32_t i = 0; i < ranks.num_experts; ++i)
+      flight.dispatch_messages.emplace_back(MaxDispatchBytes(flight.shape));
+  }
 }
 
 int64_t MoeExchange::BufferBytes(const ExchangeShape& shape, const CellRanks& ranks) {
-  return MaxCombineRows(shape, ranks.num_experts) * shape.row_bytes +
-         ranks.num_experts * static_cast<int64_t>(MaxDispatchBytes(shape)) +
-         (ranks.num_attention + 1) * static_cast<int64_t>(MaxCountsBytes(shape));
+  int64_t bytes = 0;
+  for (int32_t m = 0; m < kMaxMicroBatches; ++m) {
+    const ExchangeShape of = OfMicroBatch(shape, m);
+    bytes += MaxCombineRows(of, ranks.num_experts) * of.row_bytes +
+             ranks.num_experts * static_cast<int64_t>(MaxDispatchBytes(of)) +
+             (ranks.num_attention + 1) * static_cast<int64_t>(MaxCountsBytes(of));
+  }
+  return bytes;
 }
 
-absl::Status MoeExchange::ExchangeCounts(const StepHeader& step, int32_t source) {
-  const size_t num_experts = static_cast<size_t>(shape_.num_experts);
-  const std::span<int32_t> own =
-      std::span(counts_).subspan(static_cast<size_t>(source) * num_experts, num_experts);
-  const size_t bytes = WriteCounts(key_, source, own, Whole(counts_message_));
-  const MessageTag tag{step.step, key_.layer, key_.micro_batch, MessageKind::kCounts};
-  sends_.clear();
-  recvs_.clear();
+absl::Status MoeExchange::Wait(int32_t micro_batch) {
+  const auto start = std::chrono::steady_clock::now();
+  absl::Status status = communicator_->Wait(micro_batch, DataDeadline());
+  waited_ += std::chrono::steady_clock::now() - start;
+  return status;
+}
+
+absl::Status MoeExchange::ExchangeCounts(Flight& flight) {
+  const StepHeader& step = *flight.key.step;
+  const int32_t group = flight.key.micro_batch;
+  const size_t num_experts = static_cast<size_t>(flight.shape.num_experts);
+  const auto counts_of = [&](int32_t source) {
+    return std::span(flight.counts).subspan(static_cast<size_t>(source) * num_experts, num_experts);
+  };
+  const size_t bytes = WriteCounts(flight.key, flight.source, counts_of(flight.source),
+                                   Whole(flight.counts_message));
+  const std::span<const std::byte> message = Whole(flight.counts_message).first(bytes);
+  const MessageTag tag{step.step, flight.key.layer, group, MessageKind::kCounts};
+  std::vector<SendOp>& sends = flight.sends;
+  std::vector<RecvOp>& recvs = flight.recvs;
+  sends.clear();
+  recvs.clear();
   for (int32_t participant : step.participants) {
     if (participant == communicator_->rank()) continue;
-    sends_.push_back({participant, tag, Whole(counts_message_).first(bytes)});
-    recvs_.push_back(
-        {participant, tag, Whole(counts_received_[static_cast<size_t>(participant)]), 0});
+    sends.push_back({participant, tag, message});
+    recvs.push_back(
+        {participant, tag, Whole(flight.counts_received[static_cast<size_t>(participant)]), 0});
   }
-  for (int32_t e = 0; e < ranks_.num_experts; ++e) {
-    sends_.push_back({ranks_.OfExpert(e), tag, Whole(counts_message_).first(bytes)});
-  }
-  if (absl::Status status = communicator_->Start(sends_, recvs_); !status.ok()) return status;
-  if (absl::Status status = communicator_->Wait(DataDeadline()); !status.ok()) return status;
-  for (const RecvOp& recv : recvs_) {
+  for (int32_t e = 0; e < ranks_.num_experts; ++e)
+    sends.push_back({ranks_.OfExpert(e), tag, message});
+  if (absl::Status status = communicator_->Start(group, sends, recvs); !status.ok()) return status;
+  if (absl::Status status = Wait(group); !status.ok()) return status;
+  for (const RecvOp& recv : recvs) {
     const auto at = std::find(step.participants.begin(), step.participants.end(), recv.peer);
     const int32_t peer_source = static_cast<int32_t>(at - step.participants.begin());
-    const std::span<int32_t> into =
-        std::span(counts_).subspan(static_cast<size_t>(peer_source) * num_experts, num_experts);
-    absl::Status status =
-        ParseCounts(recv.buffer.first(recv.received), key_, peer_source, shape_, into);
+    absl::Status status = ParseCounts(recv.buffer.first(recv.received), flight.key, peer_source,
+                                      flight.shape, counts_of(peer_source));
     if (!status.ok()) {
       return absl::InternalError(absl::StrCat("counts of attention rank ", recv.peer, ": ",
                                               std::string(status.message())));
     }
   }
-  return absl::OkStatus();
+  return CheckTotalCopies(flight.counts, flight.shape);
 }
 
-absl::Status MoeExchange::Dispatch(const StepHeader& step, int32_t moe_layer,
-                                   std::span<const int32_t> ids, const Tensor& rows) {
+absl::Status MoeExchange::Dispatch(const ExchangeKey& key, std::span<const int32_t> ids,
+                                   const Tensor& rows) {
+  Flight& flight = flights_[static_cast<size_t>(key.micro_batch)];
+  const StepHeader& step = *key.step;
   const auto self =
       std::find(step.participants.begin(), step.participants.end(), communicator_->rank());
   SY_CHECK(self != step.participants.end());
-  source_ = static_cast<int32_t>(self - step.participants.begin());
-  key_ = {.step = &step, .layer = moe_layer, .micro_batch = 0};
+  flight.source = static_cast<int32_t>(self - step.participants.begin());
+  flight.key = key;
   const int32_t num_sources = static_cast<int32_t>(step.participants.size());
-  const size_t num_experts = static_cast<size_t>(shape_.num_experts);
-  counts_.assign(static_cast<size_t>(num_sources) * num_experts, 0);
+  const size_t num_experts = static_cast<size_t>(flight.shape.num_experts);
+  flight.counts.assign(static_cast<size_t>(num_sources) * num_experts, 0);
   const std::span<int32_t> own =
-      std::span(counts_).subspan(static_cast<size_t>(source_) * num_experts, num_experts);
+      std::span(flight.counts)
+          .subspan(static_cast<size_t>(flight.source) * num_experts, num_experts);
   CountExperts(ids, own);
   if (num_sources > 1) {
-    if (absl::Status status = ExchangeCounts(step, source_); !status.ok()) return status;
-    if (absl::Status status = CheckTotalCopies(counts_, shape_); !status.ok()) return status;
+    if (absl::Status status = ExchangeCounts(flight); !status.ok()) return status;
   }
   planner_.BeginGeneration(step.slots_generation);
-  planner_.Plan(counts_, num_sources, moe_layer, &plan_);
-  BuildDispatchLists(ids, shape_.top_k, plan_, source_, shape_.row_bytes, &lists_);
+  planner_.Plan(flight.counts, num_sources, key.layer, &flight.plan);
+  const int32_t row_bytes = flight.shape.row_bytes;
+  BuildDispatchLists(ids, flight.shape.top_k, flight.plan, flight.source, row_bytes, &flight.lists);
 
-  MessageTag tag{step.step, moe_layer, 0, MessageKind::kDispatch};
-  sends_.clear();
-  recvs_.clear();
+  MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kDispatch};
+  flight.sends.clear();
+  flight.recvs.clear();
   for (int32_t e = 0; e < ranks_.num_experts; ++e) {
-    const std::span<std::byte> message = Whole(dispatch_messages_[static_cast<size_t>(e)]);
+    const std::span<std::byte> message = Whole(flight.dispatch_messages[static_cast<size_t>(e)]);
     const size_t bytes =
-        WriteDispatch(key_, plan_, source_, e, lists_, static_cast<const std::byte*>(rows.data),
-                      shape_.row_bytes, own, message);
+        WriteDispatch(key, flight.plan, flight.source, e, flight.lists,
+                      static_cast<const std::byte*>(rows.data), row_bytes, own, message);
     tag.kind = MessageKind::kDispatch;
-    sends_.push_back({ranks_.OfExpert(e), tag, message.first(bytes)});
+    flight.sends.push_back({ranks_.OfExpert(e), tag, message.first(bytes)});
     tag.kind = MessageKind::kCombine;
-    const size_t offset = static_cast<size_t>(lists_.ranks[static_cast<size_t>(e)].combine_row) *
-                          static_cast<size_t>(shape_.row_bytes);
-    recvs_.push_back({ranks_.OfExpert(e), tag,
-                      Whole(combined_).subspan(offset, CombineBytes(lists_, e, shape_.row_bytes)),
-                      0});
+    const size_t offset =
+        static_cast<size_t>(flight.lists.ranks[static_cast<size_t>(e)].combine_row) *
+        static_cast<size_t>(row_bytes);
+    flight.recvs.push_back(
+        {ranks_.OfExpert(e), tag,
+         Whole(flight.combined).subspan(offset, CombineBytes(flight.lists, e, row_bytes)), 0});
   }
-  return communicator_->Start(sends_, recvs_);
+  return communicator_->Start(key.micro_batch, flight.sends, flight.recvs);
 }
 
-absl::Status MoeExchange::Await() {
-  if (absl::Status status = communicator_->Wait(DataDeadline()); !status.ok()) return status;
+absl::Status MoeExchange::Await(int32_t micro_batch) {
+  if (absl::Status status = Wait(micro_batch); !status.ok()) return status;
+  const Flight& flight = flights_[static_cast<size_t>(micro_batch)];
   for (int32_t e = 0; e < ranks_.num_experts; ++e) {
-    const RecvOp& recv = recvs_[static_cast<size_t>(e)];
-    absl::Status status =
-        CheckCombine(recv.buffer.first(recv.received), key_, plan_, source_, e, shape_.row_bytes);
+    const RecvOp& recv = flight.recvs[static_cast<size_t>(e)];
+    absl::Status status = CheckCombine(recv.buffer.first(recv.received), flight.key, flight.plan,
+                                       flight.source, e, flight.shape.row_bytes);
     if (!status.ok()) {
       return absl::InternalError(
           absl::StrCat("results of expert rank ", e, ": ", std::string(status.message())));
@@ -143,9 +169,10 @@ absl::Status MoeExchange::Await() {
   return absl::OkStatus();
 }
 
-Tensor MoeExchange::results() const {
-  const int64_t hidden = shape_.row_bytes / static_cast<int64_t>(DTypeSize(act_));
-  return combined_.View(act_, {lists_.combine_rows, hidden});
+Tensor MoeExchange::results(int32_t micro_batch) const {
+  const Flight& flight = flights_[static_cast<size_t>(micro_batch)];
+  const int64_t hidden = flight.shape.row_bytes / static_cast<int64_t>(DTypeSize(act_));
+  return flight.combined.View(act_, {flight.lists.combine_rows, hidden});
 }
 
 }  // namespace switchyard

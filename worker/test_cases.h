@@ -87,8 +87,8 @@ inline std::shared_ptr<const ExpertPlacement> RandomPlacement(const ModelInfo& m
   return std::make_shared<ExpertPlacement>(*std::move(placement));
 }
 
-// All cases at once, in random chunks and on random workers; `after_step` is called after each
-// step.
+// All cases at once, in random chunks, on random workers and in one or two micro-batches;
+// `after_step` is called after each step.
 inline std::vector<TestOutput> RunMixed(TestDriver& driver, const std::vector<Case>& cases,
                                         std::mt19937& random,
                                         const std::function<void()>& after_step = nullptr) {
@@ -109,6 +109,7 @@ inline std::vector<TestOutput> RunMixed(TestDriver& driver, const std::vector<Ca
     driver.Plan(
         driver.Add(0, RandomTokens(3, driver.target().model.vocab_size, random), SamplingParams{}),
         3);  // a guest
+    driver.SetMicroBatches(1 + random() % 2);
     const std::string error = driver.Step();
     EXPECT_EQ(error, "");
     if (!error.empty()) break;

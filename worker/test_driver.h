@@ -113,6 +113,8 @@ class TestDriver {
     plans_[s.worker].work.push_back(std::move(work));
   }
 
+  void SetMicroBatches(uint32_t micro_batches) { micro_batches_ = micro_batches; }  // from now on
+
   // Sends the planned rows as one step and applies the results. Returns the first error.
   std::string Step() {
     const size_t expected = Send();
@@ -127,6 +129,7 @@ class TestDriver {
       header.epoch = epoch_;
     }
     header.step = ++step_;
+    header.micro_batches = micro_batches_;
     for (const auto& [worker, plan] : plans_) header.participants.push_back(worker);
     // What the foreign slots hold is known to those who saw all steps of a generation.
     if (!std::ranges::includes(last_participants_, header.participants)) ++slots_generation_;
@@ -218,6 +221,7 @@ class TestDriver {
   uint64_t step_ = 0;
   uint64_t slots_generation_ = 0;
   std::vector<int32_t> last_participants_;
+  uint32_t micro_batches_ = 1;
 
   Mutex mu_;
   CondVar changed_;
