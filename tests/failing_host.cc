@@ -45,31 +45,39 @@ class FailingCommunicator final : public Communicator {
   int32_t rank() const override { return inner_->rank(); }
   int32_t size() const override { return inner_->size(); }
 
-  absl::Status Start(std::span<const SendOp> sends, std::span<RecvOp> recvs) override {
-    tag_ = sends.empty() ? recvs[0].tag : sends[0].tag;
-    phases_ = PhasesOf(tag_.kind, !sends.empty());
-    recvs_ = recvs;
-    Pass(phases_.before);
-    if (absl::Status status = inner_->Start(sends, recvs); !status.ok()) return status;
-    Pass(phases_.started);
-    if (tag_.kind == MessageKind::kDispatch && tag_.step == poisoned_->load())
+  absl::Status Start(int32_t index, std::span<const SendOp> sends,
+                     std::span<RecvOp> recvs) override {
+    Group& group = groups_[static_cast<size_t>(index)];
+    group = {.tag = sends.empty() ? recvs[0].tag : sends[0].tag, .phases = {}, .recvs = recvs};
+    group.phases = PhasesOf(group.tag.kind, !sends.empty());
+    Pass(group.phases.before, group.tag);
+    if (absl::Status status = inner_->Start(index, sends, recvs); !status.ok()) return status;
+    Pass(group.phases.started, group.tag);
+    if (group.tag.kind == MessageKind::kDispatch && group.tag.step == poisoned_->load())
       FailPoints::Abort("a row of that token");
     return absl::OkStatus();
   }
-  absl::Status Wait(std::chrono::steady_clock::time_point deadline) override {
-    if (absl::Status status = inner_->Wait(deadline); !status.ok()) return status;
-    if (tag_.kind == MessageKind::kDispatch && tag_.layer == 0) CheckRows();
-    Pass(phases_.done);
+  absl::Status Wait(int32_t index, std::chrono::steady_clock::time_point deadline) override {
+    if (absl::Status status = inner_->Wait(index, deadline); !status.ok()) return status;
+    const Group& group = groups_[static_cast<size_t>(index)];
+    if (group.tag.kind == MessageKind::kDispatch && group.tag.layer == 0) CheckRows(group.recvs);
+    Pass(group.phases.done, group.tag);
     return absl::OkStatus();
   }
   void Abort(const absl::Status& reason) override { inner_->Abort(reason); }
 
  private:
-  void Pass(const char* phase) { points_->Pass(phase, tag_.step, tag_.layer); }
+  struct Group {  // what is under way in it
+    MessageTag tag;
+    GroupPhases phases;
+    std::span<RecvOp> recvs;
+  };
+
+  void Pass(const char* phase, const MessageTag& tag) { points_->Pass(phase, tag.step, tag.layer); }
 
   // Of the dispatch messages that an expert worker has received.
-  void CheckRows() {
-    for (const RecvOp& recv : recvs_) {
+  void CheckRows(std::span<const RecvOp> recvs) {
+    for (const RecvOp& recv : recvs) {
       if (recv.tag.kind != MessageKind::kDispatch) continue;
       ExchangeHeader header;
       std::memcpy(&header, recv.buffer.data(), sizeof(header));
@@ -87,10 +95,7 @@ class FailingCommunicator final : public Communicator {
   Communicator* const inner_;
   FailPoints* const points_;
   const std::atomic<uint64_t>* const poisoned_;
-  // Of the group under way.
-  MessageTag tag_;
-  GroupPhases phases_;
-  std::span<RecvOp> recvs_;
+  std::array<Group, kNumGroups> groups_;
 };
 
 class FailingHost final : public RoleHost {
