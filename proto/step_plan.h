@@ -69,7 +69,7 @@ struct StepHeader {
   uint64_t epoch = 0;
   uint64_t step = 0;
   std::vector<int32_t> participants;  // ranks of the attention workers with rows, ascending
-  uint32_t micro_batches = 1;  // 1, or 2 under way at a time
+  uint32_t micro_batches = 1;         // 1, or 2 under way at a time
   uint64_t slots_generation = 0;
 };
 
@@ -107,10 +107,10 @@ struct StepResult {
   int32_t worker = 0;  // attention worker index
   std::string error;   // not empty: the worker failed in this step; nothing of it counts
   bool fatal = false;  // with an error: every later step would fail too
+  std::vector<SequenceResult> results;
   // What the step took here, and how much of that the worker waited for its peers.
   int64_t step_ns = 0;
   int64_t wait_ns = 0;
-  std::vector<SequenceResult> results;
 };
 
 }  // namespace switchyard

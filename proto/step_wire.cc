@@ -174,9 +174,9 @@ StepResult FromWire(const v1::StepResult& from) {
                 .worker = from.worker(),
                 .error = from.error(),
                 .fatal = from.fatal(),
+                .results = {},
                 .step_ns = from.step_ns(),
-                .wait_ns = from.wait_ns(),
-                .results = {}};
+                .wait_ns = from.wait_ns()};
   to.results.reserve(static_cast<size_t>(from.results_size()));
   for (const v1::SequenceResult& result : from.results()) {
     SequenceResult& out = to.results.emplace_back();

@@ -97,9 +97,9 @@ TEST(StepWire, ResultKeepsEveryField) {
                     .worker = 1,
                     .error = "no",
                     .fatal = true,
+                    .results = {},
                     .step_ns = 1ll << 40,
-                    .wait_ns = 5,
-                    .results = {}};
+                    .wait_ns = 5};
   result.results.push_back({.sequence = 9,
                             .run = 3,
                             .computed = 12,

@@ -42,6 +42,10 @@ std::optional<StepObservation> SchedulerCore::Apply(const StepResult& result, Ti
   const std::string error = result.error.empty() ? CheckResult(*share, result) : result.error;
   if (error.empty()) {
     in_flight_->succeeded = true;
+    in_flight_->sample.step_ns = std::max(in_flight_->sample.step_ns, result.step_ns);
+    in_flight_->worker_ns += std::max<int64_t>(0, result.step_ns);
+    in_flight_->wait_ns +=
+        std::clamp<int64_t>(result.wait_ns, 0, std::max<int64_t>(0, result.step_ns));
     CommitShare(*share, result, now);
   } else {
     in_flight_->aborted = true;
@@ -176,11 +180,23 @@ void SchedulerCore::StrikeRows(const WorkerShare& share, bool alone, const std::
   }
 }
 
+void SchedulerCore::CountTimes(const StepRecord& record) {
+  constexpr double kSecondsPerNs = 1e-9;
+  if (record.sample.micro_batches > 1) ++stats_.two_micro_batches;
+  stats_.worker_seconds += kSecondsPerNs * static_cast<double>(record.worker_ns);
+  stats_.wait_seconds += kSecondsPerNs * static_cast<double>(record.wait_ns);
+  if (record.aborted || record.worker_ns == 0) return;
+  MicroBatchSample sample = record.sample;
+  sample.wait_share = static_cast<double>(record.wait_ns) / static_cast<double>(record.worker_ns);
+  micro_batch_policy_.Observe(sample);
+}
+
 StepObservation SchedulerCore::FinishStep(TimePoint now) {
   const StepRecord record = *std::exchange(in_flight_, std::nullopt);
   FlushEvents();
   ++stats_.steps;
   stats_.batched_tokens += record.num_rows;
+  CountTimes(record);
   if (record.aborted) last_participants_.clear();  // their planner state may differ now
   consecutive_aborts_ = record.succeeded ? 0 : consecutive_aborts_ + 1;
   std::string why = record.fatal;

@@ -60,15 +60,18 @@ std::vector<RowPick> SchedulerCore::PickAndReserve() {
   return kept;
 }
 
-StepHeader SchedulerCore::NextHeader(const std::vector<RowPick>& picks) {
+// `fullest`: becomes the rows of the participant that has most.
+StepHeader SchedulerCore::NextHeader(const std::vector<RowPick>& picks, int32_t* fullest) {
   StepHeader header;
   header.epoch = epoch_;
   header.step = next_step_++;
-  for (const RowPick& pick : picks)
-    header.participants.push_back(running_.at(pick.sequence)->worker());
-  std::sort(header.participants.begin(), header.participants.end());
-  header.participants.erase(std::unique(header.participants.begin(), header.participants.end()),
-                            header.participants.end());
+  std::vector<int32_t> rows(members_.size(), 0);  // by rank
+  for (const RowPick& pick : picks) rows[running_.at(pick.sequence)->worker()] += pick.count;
+  for (size_t rank = 0; rank < rows.size(); ++rank) {
+    if (rows[rank] > 0) header.participants.push_back(static_cast<int32_t>(rank));
+  }
+  *fullest = *std::max_element(rows.begin(), rows.end());
+  header.micro_batches = micro_batch_policy_.Choose(*fullest);
   // Foreign slots are replicated state of those who saw all steps of a generation.
   if (!std::includes(last_participants_.begin(), last_participants_.end(),
                      header.participants.begin(), header.participants.end())) {
@@ -100,9 +103,10 @@ std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
   const std::vector<RowPick> picks = PickSome();
   if (picks.empty()) return std::nullopt;
 
-  const StepHeader header = NextHeader(picks);
-  Step step{.step = header.step, .plans = {}};
   StepRecord record;
+  const StepHeader header = NextHeader(picks, &record.sample.rows);
+  record.sample.micro_batches = header.micro_batches;
+  Step step{.step = header.step, .plans = {}};
   record.step = header.step;
   record.planned = now;
   for (int32_t worker : header.participants) {

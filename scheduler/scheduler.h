@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/model_info.h"
+#include "scheduler/micro_batch_policy.h"
 #include "scheduler/request.h"
 #include "scheduler/worker_client.h"
 
@@ -22,6 +23,7 @@ struct SchedulerOptions {
   int32_t max_queued_requests = 1024;     // waiting, not yet running; more are refused
   int64_t max_queued_tokens = 4 << 20;    // prompt tokens of waiting requests
   bool enable_prefix_caching = true;
+  MicroBatchMode micro_batches = MicroBatchMode::kAuto;
 };
 
 // A consistent picture taken after a step. Counters since start.
@@ -35,10 +37,13 @@ struct SchedulerStats {
   uint64_t prompt_tokens = 0;    // of admitted requests
   uint64_t cached_tokens = 0;
   uint64_t generation_tokens = 0;
-  uint64_t batched_tokens = 0;   // rows over all steps
-  uint64_t worker_errors = 0;    // steps that a worker answered with an error
-  uint64_t lost_steps = 0;       // in flight when their epoch ended
-  uint64_t dropped_results = 0;  // stale, or of sequences that ended or were preempted meanwhile
+  uint64_t batched_tokens = 0;     // rows over all steps
+  uint64_t two_micro_batches = 0;  // steps in two micro-batches
+  double worker_seconds = 0;       // that attention workers spent in steps
+  double wait_seconds = 0;         // of it waiting for their peers
+  uint64_t worker_errors = 0;      // steps that a worker answered with an error
+  uint64_t lost_steps = 0;         // in flight when their epoch ended
+  uint64_t dropped_results = 0;    // stale, or of sequences that ended or were preempted meanwhile
   // Advances at least every second while no step runs or the workers make progress with one. So
   // `now - last_progress` beyond a stall timeout means that the loop or a worker hangs; busy is not
   // dead.

@@ -23,7 +23,8 @@ SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ModelInfo& m
       num_routing_profiles_(model.num_routing_profiles),
       block_size_(model.block_size),
       num_blocks_(model.num_kv_blocks),
-      capacity_(static_cast<int64_t>(model.block_size) * model.num_kv_blocks) {
+      capacity_(static_cast<int64_t>(model.block_size) * model.num_kv_blocks),
+      micro_batch_policy_(options.micro_batches) {
   SY_CHECK_GE(block_size_, 1);
   SY_CHECK_GE(num_blocks_, 1);
   SY_CHECK_GE(options_.max_num_seqs, 1);

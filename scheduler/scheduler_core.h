@@ -132,13 +132,16 @@ class SchedulerCore {
   struct StepRecord {
     uint64_t step = 0;
     TimePoint planned;
+    MicroBatchSample sample;  // its times come with the results
     std::vector<WorkerShare> shares;
     int32_t num_rows = 0;  // positions
     int32_t num_sequences = 0;
     int32_t outstanding = 0;  // shares not applied
-    bool aborted = false;     // some worker failed
-    std::string fatal;        // why no worker can go on; empty: they can
-    bool succeeded = false;   // some worker did not
+    int64_t worker_ns = 0;    // of all shares applied
+    int64_t wait_ns = 0;
+    bool aborted = false;    // some worker failed
+    std::string fatal;       // why no worker can go on; empty: they can
+    bool succeeded = false;  // some worker did not
   };
   struct Placement {
     int32_t worker = -1;          // rank
@@ -164,7 +167,7 @@ class SchedulerCore {
   void Reserve(Sequence& sequence, int32_t positions);
   std::vector<RowPick> PickAndReserve();
   std::vector<RowPick> PickSome();
-  StepHeader NextHeader(const std::vector<RowPick>& picks);
+  StepHeader NextHeader(const std::vector<RowPick>& picks, int32_t* fullest);
 
   // core_apply.cc: results, events, failures.
   std::string CheckResult(const WorkerShare& share, const StepResult& result) const;
@@ -173,6 +176,7 @@ class SchedulerCore {
   void CommitRow(Sequence& sequence, const Row& row, const SequenceResult& result, TimePoint now);
   void AbortShare(const WorkerShare& share, const std::string& error);
   void StrikeRows(const WorkerShare& share, bool alone, const std::string& error);
+  void CountTimes(const StepRecord& record);
   StepObservation FinishStep(TimePoint now);
   void FailRequest(RequestId id, const absl::Status& error);
   ChoiceEvent& EventOf(const Sequence& sequence);
@@ -215,6 +219,7 @@ class SchedulerCore {
   uint64_t next_step_ = 1;
   uint64_t slots_generation_ = 0;
   std::vector<int32_t> last_participants_;
+  MicroBatchPolicy micro_batch_policy_;
   int32_t consecutive_aborts_ = 0;
   SchedulerStats stats_;
 };

@@ -96,6 +96,8 @@ class EchoWorker : public WorkerClient {
     StepResult result;
     result.epoch = plan.header.epoch;
     result.step = plan.header.step;
+    result.step_ns = 1000;
+    result.wait_ns = 400;
     if (dead_.load()) {
       result.error = "planted";
       result.fatal = true;

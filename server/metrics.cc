@@ -110,6 +110,18 @@ struct Metrics::Families {
                                   "Generated tokens that were kept.");
   Counter& preemptions = AddCounter(registry, "switchyard_preemptions_total",
                                     "Sequences that lost their KV blocks to others.");
+  prometheus::Family<Counter>& steps =
+      BuildCounter()
+          .Name("switchyard_steps_total")
+          .Help("Steps by the number of micro-batches that their rows travelled in.")
+          .Register(registry);
+  Counter& one_micro_batch = steps.Add({{"micro_batches", "1"}});
+  Counter& two_micro_batches = steps.Add({{"micro_batches", "2"}});
+  Counter& worker_seconds = AddCounter(registry, "switchyard_attention_step_seconds_total",
+                                       "Time that attention workers spent in steps.");
+  Counter& wait_seconds =
+      AddCounter(registry, "switchyard_attention_wait_seconds_total",
+                 "Part of it in which they waited for expert workers and each other.");
   prometheus::Family<Counter>& requests = BuildCounter()
                                               .Name("switchyard_requests_total")
                                               .Help("Choices that ended, by finish reason.")
@@ -290,6 +302,11 @@ std::string Metrics::Serialize(const SchedulerStats* scheduler) {
     RaiseTo(f.iterations, static_cast<double>(scheduler->steps));
     RaiseTo(f.cached_tokens, static_cast<double>(scheduler->cached_tokens));
     RaiseTo(f.preemptions, static_cast<double>(scheduler->preemptions));
+    RaiseTo(f.one_micro_batch,
+            static_cast<double>(scheduler->steps - scheduler->two_micro_batches));
+    RaiseTo(f.two_micro_batches, static_cast<double>(scheduler->two_micro_batches));
+    RaiseTo(f.worker_seconds, scheduler->worker_seconds);
+    RaiseTo(f.wait_seconds, scheduler->wait_seconds);
   }
   std::ostringstream out;
   prometheus::TextSerializer().Serialize(out, f.registry.Collect());

@@ -97,9 +97,9 @@ TEST_P(CellMatrixTest, OverTheNetwork) {
   RemoteCell cell(GetParam().fixture, GetParam().attention, GetParam().experts,
                   [](FakeScheduler* scheduler) {
                     v1::PlanCosts costs;
-                    costs.set_compute_1k_rows_ns(kTokenNs * 1024);
-                    costs.set_read_expert_ns(1);
-                    costs.set_move_expert_ns(kMoveNs);
+                    costs.set_token_ps(kTokenNs * 1000);
+                    costs.set_expert_read_ps(1000);
+                    costs.set_expert_move_ps(kMoveNs * 1000);
                     scheduler->SetForeignSlots(kForeignSlots);
                     scheduler->SetCosts(costs);
                   });

@@ -2,6 +2,8 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <map>
+#include <string>
 
 #include "server/cli/log.h"
 #include "server/cli/model_text.h"
@@ -47,6 +49,14 @@ void AddStepFlags(CLI::App* app, SchedulerOptions* scheduler) {
                   "tokens in one step; longer prompts are computed in chunks")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
+  static const std::map<std::string, MicroBatchMode> kMicroBatches = {
+      {"auto", MicroBatchMode::kAuto}, {"1", MicroBatchMode::kOne}, {"2", MicroBatchMode::kTwo}};
+  app->add_option(
+         "--micro-batches", scheduler->micro_batches,
+         "parts of a step of which one is computed while the other is at the experts: 1, 2, "
+         "or auto (two where they were measured to be faster)")
+      ->transform(CLI::CheckedTransformer(kMicroBatches).description("{auto,1,2}"))
+      ->default_str("auto");
 }
 
 }  // namespace switchyard

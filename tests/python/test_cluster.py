@@ -65,10 +65,11 @@ def truth(start_server):
 
 
 @pytest.mark.parametrize(
-    "attention, experts, balance", [(1, 1, "auto"), (2, 3, "auto"), (1, 4, "llep"), (3, 2, "eplb"), (4, 1, "none")]
+    "attention, experts, balance, micro_batches",
+    [(1, 1, "auto", 2), (2, 3, "auto", 2), (1, 4, "llep", 2), (3, 2, "eplb", "auto"), (4, 1, "none", 1)],
 )
-def test_equal_bits(truth, attention, experts, balance):
-    flags = ("--min-expert-workers", experts, "--balance", balance, "--expert-foreign-slots", 2)
+def test_equal_bits(truth, attention, experts, balance, micro_batches):
+    flags = ("--min-expert-workers", experts, "--balance", balance, "--expert-foreign-slots", 2, "--micro-batches", micro_batches)
     with Cluster(MODEL, *flags, name=f"bits-{attention}x{experts}", attention=attention, experts=experts) as cluster:
         cluster.wait_serving(attention, experts)
         assert ask_all(cluster.server, PROMPTS * 2) == truth * 2

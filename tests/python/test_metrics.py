@@ -21,6 +21,9 @@ COUNTERS = {
     "switchyard_preemptions_total",
     "switchyard_requests_total",
     "switchyard_admission_rejections_total",
+    "switchyard_steps_total",
+    "switchyard_attention_step_seconds_total",
+    "switchyard_attention_wait_seconds_total",
 }
 HISTOGRAMS = {
     "switchyard_time_to_first_token_seconds",
