@@ -3,11 +3,16 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/tensor.h"
 #include "kernels/thread_pool.h"
 
 namespace switchyard {
+
+// Reads 64-bit words in one forward stream with prefetch, as fast as one thread can read memory.
+// Returns their sum. REQUIRES: bytes is a multiple of 64.
+uint64_t SumWords(const std::byte* data, size_t bytes);
 
 // Keeps its buffer, so that samples may be taken between the runs of a benchmark: what other users
 // of the machine leave of the bandwidth changes by the minute. Used by one thread; each call

@@ -130,6 +130,7 @@ SY_INLINE int32_t StartOf(const GroupCursor& g, int r) {
   return g.zeros == nullptr ? g.x_sums[r] : 0;
 }
 
+constexpr int64_t kAheadBytes = 4096;
 template <int R, int P>
 SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   Dots8 dots[R][P];
@@ -137,6 +138,9 @@ SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (
     for (int p = 0; p < P; ++p) dots[r][p] = StartDots8(StartOf(g, r));
   for (int64_t k = 0; k < num_k; k += 4) {
     PrefetchNext<P>(g.next);
+    if constexpr (R == 1 && P == cpu::kSlabPanels) {  // the exception to PrefetchNext, measured
+      for (int p = 0; p < P; ++p) Prefetch(g.codes + kAheadBytes + p * 64);
+    }
     Codes codes[P];
     for (int p = 0; p < P; ++p) codes[p] = LoadCodes(g.codes + p * 64);
     for (int r = 0; r < R; ++r) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "comm/bench_planner.h"
+#include "kernels/bench_kernels.h"
 #include "server/cli/command.h"
 #include "server/cli/log.h"
 #include "server/progress_bar.h"
@@ -56,6 +57,42 @@ int RunBenchPlanner(BenchPlannerFlags flags) {
   }
   std::printf("%s\n", flags.json ? report->Json().c_str() : report->Text().c_str());
   return 0;
+}
+
+struct BenchKernelsFlags {
+  BenchKernelsOptions options;
+  bool json = false;
+};
+
+int RunBenchKernels(BenchKernelsFlags flags) {
+  ConfigureLog("text");
+  BenchKernelsReport report;
+  std::string error;
+  bool ok = false;
+  {
+    ProgressBar bar("measuring", 100, /*quiet=*/false);
+    flags.options.progress = [&](int64_t done, int64_t total) { bar.Update(done * 100 / total); };
+    ok = BenchKernels(flags.options, &report, &error);
+  }
+  if (!ok) return Fail(absl::InvalidArgumentError(error));
+  std::printf("%s\n", flags.json ? report.Json().c_str() : report.Text().c_str());
+  return 0;
+}
+
+void AddKernelsFlags(CLI::App* kernels, BenchKernelsFlags* flags) {
+  kernels->footer(
+      "Matrix products and one MoE layer of OLMoE-1B-7B's shape in bfloat16, int8 and int4, beside "
+      "the CPU's ceilings\nand oneDNN, interleaved.\n\nExample: switchyard bench kernels --json");
+  BenchKernelsOptions& options = flags->options;
+  kernels->add_option("--seconds", options.seconds, "of measuring")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 3600.0));
+  kernels->add_option("--threads", options.threads, "0: all cores")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+  kernels->add_option("--isa", options.isa, "auto, avx512, avx2 or portable")
+      ->capture_default_str();
+  kernels->add_flag("--json", flags->json, "print JSON alone on stdout");
 }
 
 void AddPlannerFlags(CLI::App* planner, BenchPlannerFlags* flags) {
@@ -194,7 +231,11 @@ Command AddBench(CLI::App* parent) {
   CLI::App* rerouting =
       app->add_subcommand("rerouting", "what rerouting work between expert workers gains");
   AddReroutingFlags(rerouting, rerouting_flags.get());
+  auto kernels_flags = std::make_shared<BenchKernelsFlags>();
+  CLI::App* kernels = app->add_subcommand("kernels", "matrix products beside oneDNN and the CPU");
+  AddKernelsFlags(kernels, kernels_flags.get());
   return {app, [=] {
+            if (kernels->parsed()) return RunBenchKernels(*kernels_flags);
             if (rerouting->parsed()) return RunBenchRerouting(*rerouting_flags);
             return planner->parsed() ? RunBenchPlanner(*planner_flags) : RunBenchOffline(*flags);
           }};

@@ -1,0 +1,30 @@
+// oneDNN's matrix product, for comparison: only `bench kernels` links it. Weights in the layout
+// that the library prefers, packed before the first run; OpenMP threads of its own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace switchyard {
+
+enum class OneDnnType : uint8_t { kBF16, kInt8 };
+
+// out [m, n] float32 = x [m, k] w [n, k]^T with bfloat16 numbers, or unsigned times signed bytes
+// (without scales: less work than ours). Random values.
+class OneDnnMatmul {
+ public:
+  struct Shape {
+    OneDnnType type = OneDnnType::kBF16;
+    int64_t m = 0, n = 0, k = 0;
+    int64_t num_weights = 1;  // equal ones at different addresses
+  };
+  OneDnnMatmul(const Shape& shape, int num_threads);
+  ~OneDnnMatmul();
+  void Run(int64_t weight);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace switchyard
