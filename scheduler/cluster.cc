@@ -437,6 +437,7 @@ void Cluster::State::Do(AssignAction& action) {
   v1::SchedulerMessage message;
   v1::Assign* assign = message.mutable_assign();
   assign->set_assignment(action.assignment);
+  assign->set_bytes_per_step(action.urgent ? 0 : options.load_bytes_per_step);
   for (const std::set<int32_t>& experts : action.experts)
     assign->add_layers()->mutable_experts()->Add(experts.begin(), experts.end());
   SendTo(action.worker, std::move(message));

@@ -38,6 +38,8 @@ struct ClusterOptions {
   int32_t min_expert_workers = 1;
   int32_t survive_expert_failures = 0;
   int32_t replica_slots = 0;  // per layer and expert worker, beyond one home per expert
+  // What an expert worker may load per step that it serves, unless the cell waits; 0: no limit.
+  int64_t load_bytes_per_step = 16 << 20;
   // Between looks at the load of the experts, to move homes and replicas; 0: they stay.
   std::chrono::milliseconds placement_interval{30'000};
   std::chrono::milliseconds heartbeat{250};  // eight missed ones are death

@@ -295,7 +295,15 @@ void Membership::PlanTarget() {
   if (target_) AssignTarget(homes);
 }
 
+bool Membership::SomebodyWaits() const {
+  return phase_ != CellPhase::kRunning ||
+         std::any_of(workers_.begin(), workers_.end(), [](const auto& entry) {
+           return entry.second.draining && entry.second.facts.role == WorkerRole::kExpert;
+         });
+}
+
 void Membership::AssignTarget(const HomePlacement& homes) {
+  const bool urgent = SomebodyWaits();
   for (const auto& [id, experts] : *target_) {
     ExpertSets hold = experts;  // and what it serves until the switch
     if (const auto held = homes.find(id); held != homes.end()) {
@@ -303,11 +311,13 @@ void Membership::AssignTarget(const HomePlacement& homes) {
         hold[l].insert(held->second[l].begin(), held->second[l].end());
     }
     Worker& worker = workers_.at(id);
-    if (worker.assigned == hold) continue;
+    const bool in_time = worker.loaded || worker.urgent || !urgent;
+    if (worker.assigned == hold && in_time) continue;
     worker.assigned = hold;
     worker.assignment = next_assignment_++;
+    worker.urgent = urgent;
     worker.loaded = false;
-    actions_.push_back(AssignAction{id, worker.assignment, std::move(hold)});
+    actions_.push_back(AssignAction{id, worker.assignment, std::move(hold), urgent});
   }
 }
 

@@ -78,6 +78,8 @@ struct AssignAction {
   WorkerId worker = 0;
   uint64_t assignment = 0;
   ExpertSets experts;
+  // The cell waits for it, or somebody who leaves: loaded at once, whatever that costs the steps.
+  bool urgent = false;
 };
 struct InstallAction {
   WorkerId worker = 0;
@@ -169,6 +171,7 @@ class Membership {
     // Expert workers.
     ExpertSets assigned;      // what it was last told to hold
     uint64_t assignment = 0;  // of that
+    bool urgent = false;      // as that said
     bool loaded = false;      // it holds that
     int32_t suspected = 0;    // epochs in a row that peers say failed because of it
   };
@@ -185,6 +188,7 @@ class Membership {
   void Suspect(WorkerId worker, const std::string& error, TimePoint now);
   void PlanTarget();
   void AssignTarget(const HomePlacement& homes);
+  bool SomebodyWaits() const;  // for what is loaded
   bool TargetLoaded() const;
   bool ChangeWanted() const;
   void Install(TimePoint now);

@@ -106,6 +106,7 @@ class World {
   std::map<WorkerId, FakeWorker> workers;
   std::vector<WorkerEvent> events;  // all that the scheduler was told
   uint64_t viewed = 0;              // epoch that the scheduler may plan for; 0: none
+  std::vector<AssignAction> assigns;
   int goodbyes = 0;
   int fences = 0;
 
@@ -130,6 +131,7 @@ class World {
       std::visit([this](auto& a) { On(a); }, action);
   }
   void On(AssignAction& action) {
+    assigns.push_back(action);
     if (workers.count(action.worker) == 0) return;
     const int32_t slots = workers[action.worker].facts.home_slots;
     for (const std::set<int32_t>& layer : action.experts) {
@@ -459,6 +461,59 @@ TEST(Membership, ReplicasMakeRoomWhenTheirHolderIsNeeded) {
   }
   world.Kill(experts[1]);
   world.Pass(milliseconds(1000));
+  EXPECT_TRUE(world.Running());
+}
+
+TEST(Membership, OnlyWhatNobodyWaitsForMayBeHeldBack) {
+  World world({.num_experts = 8, .replica_slots = 1}, 13);
+  const auto urgent = [&](size_t from) {  // of the assignments since then: none, all or some
+    int count = 0;
+    for (size_t i = from; i < world.assigns.size(); ++i) count += world.assigns[i].urgent ? 1 : 0;
+    if (from == world.assigns.size()) return "none was made";
+    if (count == 0) return "no";
+    return count == static_cast<int>(world.assigns.size() - from) ? "all" : "some";
+  };
+  world.Join(WorkerRole::kAttention);
+  world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  EXPECT_STREQ(urgent(0), "all") << "the first placement";
+  size_t seen = world.assigns.size();
+  const WorkerId second = world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  EXPECT_STREQ(urgent(seen), "no") << "a worker joins";
+  seen = world.assigns.size();
+  world.Rebalance();
+  EXPECT_STREQ(urgent(seen), "no") << "the placement follows the load";
+  world.Pass(milliseconds(500));
+  seen = world.assigns.size();
+  world.Drain(second);
+  EXPECT_STREQ(urgent(seen), "all") << "a worker leaves";
+  world.Pass(milliseconds(500));
+  const WorkerId third = world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  ASSERT_EQ(world.NumMembers(), 3);
+  seen = world.assigns.size();
+  world.Kill(third);
+  world.Pass(milliseconds(500));
+  EXPECT_STREQ(urgent(seen), "all") << "a worker is lost";
+  EXPECT_TRUE(world.Running());
+}
+
+TEST(Membership, WhatIsHeldBackIsAskedForAgainWhenTheCellNeedsIt) {
+  World world({.num_experts = 4}, 14);
+  world.Join(WorkerRole::kAttention);
+  const WorkerId first = world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  ASSERT_TRUE(world.Running());
+  world.load_time = std::chrono::hours(1);  // held back
+  const WorkerId second = world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  ASSERT_FALSE(world.assigns.back().urgent);
+  world.load_time = milliseconds(100);
+  world.Kill(first);  // now `second` alone can serve, and has nothing yet
+  world.Pass(milliseconds(500));
+  EXPECT_EQ(world.assigns.back().worker, second);
+  EXPECT_TRUE(world.assigns.back().urgent);
   EXPECT_TRUE(world.Running());
 }
 

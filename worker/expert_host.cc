@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "worker/expert_store.h"
 #include "worker/expert_worker.h"
@@ -19,7 +20,7 @@ class ExpertHost final : public RoleHost {
         counters_(std::make_shared<WorkerCounters>(
             static_cast<size_t>(context.model->info.num_moe_layers) *
             static_cast<size_t>(context.model->info.num_experts))),
-        store_(context.model, MakeBackend()) {}
+        store_(context.model, MakeBackend(), counters_) {}
 
   v1::WorkerRole role() const override { return v1::WORKER_ROLE_EXPERT; }
 
@@ -46,7 +47,11 @@ class ExpertHost final : public RoleHost {
       use->expert_weights_bytes = std::max(SlotBytes() * home_slots_, bytes) + foreign_bytes_;
     });
     if (!memory.ok()) return memory;
-    store_.Assign(*std::move(experts), std::move(done));
+    if (assign.bytes_per_step() < 0) {
+      return absl::InvalidArgumentError(absl::StrCat("assignment ", assign.assignment(), ": ",
+                                                     assign.bytes_per_step(), " bytes per step"));
+    }
+    store_.Assign(*std::move(experts), assign.bytes_per_step(), std::move(done));
     return absl::OkStatus();
   }
   void CancelAssignment() override { store_.CancelAssignment(); }
@@ -74,7 +79,10 @@ class ExpertHost final : public RoleHost {
     return absl::OkStatus();
   }
 
-  void Execute(StepPlan plan) override { worker_->Execute(std::move(plan.header)); }
+  void Execute(StepPlan plan) override {
+    store_.CountStep();
+    worker_->Execute(std::move(plan.header));
+  }
   void End() override { worker_.reset(); }
 
   const WorkerCounters& counters() const override { return *counters_; }

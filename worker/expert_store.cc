@@ -11,6 +11,8 @@
 namespace switchyard {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::chrono::seconds kProgressInterval{5};  // of the log lines of a long load
 
 uint64_t Checksum(const MlpWeights& weights, int32_t layer, int32_t expert) {
@@ -24,8 +26,12 @@ uint64_t Checksum(const MlpWeights& weights, int32_t layer, int32_t expert) {
 
 }  // namespace
 
-ExpertStore::ExpertStore(const OpenedModel* model, std::unique_ptr<ComputeBackend> backend)
-    : model_(model), backend_(std::move(backend)) {
+ExpertStore::ExpertStore(const OpenedModel* model, std::unique_ptr<ComputeBackend> backend,
+                         std::shared_ptr<const WorkerCounters> counters)
+    : model_(model),
+      backend_(std::move(backend)),
+      counters_(std::move(counters)),
+      budget_(model->expert_bytes) {
   held_.resize(static_cast<size_t>(model->info.num_moe_layers));
   for (std::vector<Held>& layer : held_) layer.resize(static_cast<size_t>(model->info.num_experts));
   thread_ = std::thread([this] { Run(); });
@@ -40,10 +46,18 @@ ExpertStore::~ExpertStore() {
   thread_.join();
 }
 
-void ExpertStore::Assign(ExpertLists experts, std::function<void(uint64_t)> done) {
+void ExpertStore::Assign(ExpertLists experts, int64_t bytes_per_step,
+                         std::function<void(uint64_t)> done) {
   MutexLock lock(mu_);
   assignment_ = {assignment_.number + 1, std::move(experts), std::move(done)};
+  budget_.Begin(bytes_per_step);
   changed_.NotifyAll();
+}
+
+void ExpertStore::CountStep() {
+  MutexLock lock(mu_);
+  budget_.CountStep(Clock::now());
+  if (held_back_) changed_.NotifyAll();
 }
 
 void ExpertStore::CancelAssignment() {
@@ -95,7 +109,7 @@ int64_t ExpertStore::CountWith(const ExpertLists& experts) const {
 
 bool ExpertStore::loading() const {
   MutexLock lock(mu_);
-  return assignment_.done != nullptr;
+  return assignment_.done != nullptr && !held_back_;
 }
 
 const ExpertStore::Held& ExpertStore::At(int32_t layer, int32_t expert) const {
@@ -112,6 +126,21 @@ ExpertStore::Place ExpertStore::FirstMissing() const {
   return {};
 }
 
+bool ExpertStore::AwaitNext(Place* next) {
+  while (!stopping_) {
+    if (assignment_.done == nullptr) {
+      changed_.Wait(mu_);
+      continue;
+    }
+    *next = FirstMissing();
+    if (next->expert < 0 || budget_.Take(counters_->steps.load() > 0, Clock::now())) return true;
+    held_back_ = true;
+    changed_.WaitUntil(mu_, budget_.idle_at());
+    held_back_ = false;
+  }
+  return false;
+}
+
 ExpertStore::Held ExpertStore::Load(int32_t layer, int32_t expert) {
   Held held;
   held.weights = LoadExpert(model_->checkpoint, model_->config, model_->dtype, layer, expert,
@@ -121,7 +150,6 @@ ExpertStore::Held ExpertStore::Load(int32_t layer, int32_t expert) {
 }
 
 void ExpertStore::Run() {
-  using Clock = std::chrono::steady_clock;
   uint64_t number = 0;  // of the assignment being loaded
   uint64_t before = 0;  // experts loaded when it came
   Clock::time_point began, logged;
@@ -131,14 +159,12 @@ void ExpertStore::Run() {
     std::function<void(uint64_t)> done;
     {
       MutexLock lock(mu_);
-      while (assignment_.done == nullptr && !stopping_) changed_.Wait(mu_);
-      if (stopping_) return;
+      if (!AwaitNext(&next)) return;
       if (number != assignment_.number) {
         number = assignment_.number;
         before = loaded_.load();
         began = logged = Clock::now();
       }
-      next = FirstMissing();
       if (next.expert < 0) {
         for (size_t layer = 0; layer < assignment_.experts.size(); ++layer) {
           for (int32_t expert : assignment_.experts[layer])

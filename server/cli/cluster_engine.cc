@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -65,6 +66,16 @@ absl::StatusOr<std::unique_ptr<ClusterEngine>> MakeClusterEngine(ClusterFlags fl
 }
 
 }  // namespace
+
+CLI::Option* AddLoadBudgetFlag(CLI::App* app, ClusterOptions* cluster) {
+  return app
+      ->add_option("--load-budget", cluster->load_bytes_per_step,
+                   "expert weights that a worker loads per step while it serves, e.g. 64MiB; a "
+                   "load that requests wait for is not held back (0: none is)")
+      ->capture_default_str()
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::NonNegativeNumber);
+}
 
 absl::StatusOr<std::string> ReadToken(const std::string& path) {
   std::ifstream file(path);

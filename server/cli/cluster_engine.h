@@ -14,6 +14,11 @@
 #include "server/cli/front_end_flags.h"
 #include "worker/model_facts.h"
 
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
 namespace switchyard {
 
 struct ClusterFlags {
@@ -27,6 +32,9 @@ struct ClusterFlags {
   int placement_interval_s = 30;
   int stall_timeout_s = 60;
 };
+
+// --load-budget: what an expert worker may load beside its steps.
+CLI::Option* AddLoadBudgetFlag(CLI::App* app, ClusterOptions* cluster);
 
 // The first line of a file, without its end.
 absl::StatusOr<std::string> ReadToken(const std::string& path);

@@ -19,6 +19,7 @@ struct ServeFlags {
   LocalEngineFlags engine;
   FrontEndFlags front_end;
   bool processes = false;
+  ClusterOptions cluster;  // of the processes
 };
 
 // The same cell as processes of their own: what `switchyard server` and `switchyard worker` make.
@@ -31,6 +32,7 @@ int RunProcesses(const ServeFlags& flags) {
                    .max_model_len = cell.max_model_len};
   cluster.scheduler = flags.engine.scheduler;
   cluster.front_end = flags.front_end;
+  cluster.cluster = flags.cluster;
   cluster.cluster.control_port = 0;
   cluster.cluster.min_expert_workers = cell.expert_workers;
   cluster.planner = cell.planner;
@@ -78,9 +80,11 @@ Command AddServe(CLI::App* parent) {
   auto flags = std::make_shared<ServeFlags>();
   AddLocalEngineFlags(app, &flags->engine);
   AddFrontEndFlags(app, &flags->front_end);
-  app->add_flag("--processes", flags->processes,
-                "workers are child processes, started again when they die, as `switchyard worker` "
-                "on other machines would be");
+  CLI::Option* processes = app->add_flag(
+      "--processes", flags->processes,
+      "workers are child processes, started again when they die, as `switchyard worker` "
+      "on other machines would be");
+  AddLoadBudgetFlag(app, &flags->cluster)->needs(processes);
   return {app, [flags] { return RunServe(*flags); }};
 }
 

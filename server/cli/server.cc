@@ -40,6 +40,7 @@ void AddClusterFlags(CLI::App* app, ClusterFlags* flags) {
                   "experts per layer that an expert worker may hold as replicas of hot ones")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
+  AddLoadBudgetFlag(app, &cluster);
   app->add_option("--placement-interval", flags->placement_interval_s,
                   "seconds between looks at the experts' load, to move homes and replicas (0: they "
                   "stay)")

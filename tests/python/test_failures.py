@@ -117,8 +117,9 @@ def test_a_worker_that_hangs_is_replaced(truth, role, phase):
 
 
 def test_the_placement_changes_and_the_bits_do_not(truth):
-    """The slow loop moves and replicates experts, as the load shifts from prompt to prompt."""
+    """The slow loop moves and replicates experts, as the load shifts from prompt to prompt; each is loaded over steps."""
     flags = ("--min-expert-workers", 3, "--survive-expert-failures", 1, "--replica-slots", 1, "--placement-interval", 1)
+    flags += ("--load-budget", 1000)  # bytes per step: an expert takes thirty
     changes = 4
     with Cluster(MODEL, *flags, name="placement", attention=2, experts=3) as cluster:
         cluster.wait_serving(2, 3)
