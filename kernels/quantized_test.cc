@@ -62,6 +62,16 @@ TEST_P(QuantizedTest, PackingKeepsIntegersAsTheyAre) {
         EXPECT_EQ(packed.storage.bytes(), backend->PackedBytes(packed.n, k, packed.format));
         EXPECT_EQ(reference::Unpack(packed).values, source.values.values)
             << WeightFormatName(format) << " k " << k;
+        // Byte by byte the same, whatever was in the memory before: workers compare checksums.
+        const auto use_memory = [&] {
+          const Buffer used(packed.storage.bytes());
+          std::memset(used.data(), 0xa5, used.bytes());
+        };
+        use_memory();
+        const PackedMatrix again = backend->Pack(source.tensor);
+        EXPECT_EQ(std::memcmp(packed.storage.data(), again.storage.data(), again.storage.bytes()),
+                  0)
+            << WeightFormatName(format) << " k " << k;
       }
     }
   }

@@ -84,6 +84,7 @@ struct Cluster::State final : public v1::Control::CallbackService {
   void Handle(const SessionPtr& session, const v1::WorkerMessage& message);
   void Register(const SessionPtr& session, const v1::Register& facts);
   std::string Refusal(const v1::Register& facts) const;  // empty: welcome
+  void OnLoaded(WorkerId worker, const v1::Loaded& loaded, Clock::time_point now);
   void End(const SessionPtr& session);
   void Forget(WorkerId worker);
   bool CarryOut();  // false: there was nothing to do
@@ -248,7 +249,7 @@ void Cluster::State::Handle(const SessionPtr& session, const v1::WorkerMessage& 
       break;
     }
     case v1::WorkerMessage::kLoaded:
-      membership.Loaded(id, message.loaded().assignment(), now);
+      OnLoaded(id, message.loaded(), now);
       break;
     case v1::WorkerMessage::kInstalled:
       membership.Installed(id, message.installed().epoch(), now);
@@ -369,6 +370,13 @@ void Cluster::State::Register(const SessionPtr& session, const v1::Register& fac
   welcome->set_max_num_batched_tokens(options.max_num_batched_tokens);
   welcome->set_foreign_slots(options.foreign_slots);
   session->Send(std::move(message));  // before what Join decided: CarryOut comes later
+}
+
+void Cluster::State::OnLoaded(WorkerId worker, const v1::Loaded& loaded, Clock::time_point now) {
+  std::vector<Membership::ExpertSum> sums;
+  for (const v1::ExpertSum& sum : loaded.sums())
+    sums.push_back({sum.layer(), sum.expert(), sum.checksum()});
+  membership.Loaded(worker, loaded.assignment(), sums, now);
 }
 
 void Cluster::State::End(const SessionPtr& session) {
@@ -499,7 +507,14 @@ void Cluster::State::Do(GoodbyeAction& action) {
 void Cluster::State::Do(FenceAction& action) {
   const auto found = sessions.find(action.worker);
   if (found == sessions.end()) return;
-  if (action.unreachable) {
+  if (action.returns == FenceReturn::kNever) {  // it is told why, as at a refused registration
+    ++refusals;
+    found->second->Close(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, action.reason),
+                         /*abandon=*/false);
+    Forget(action.worker);
+    return;
+  }
+  if (action.returns == FenceReturn::kLater) {
     if (quarantine.size() >= kMaxQuarantine) quarantine.clear();
     quarantine[incarnations[action.worker]] = Clock::now() + kQuarantine;
   }

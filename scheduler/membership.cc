@@ -40,7 +40,10 @@ const char* WorkerStateName(WorkerState state) {
   return "";
 }
 
-Membership::Membership(const MembershipOptions& options) : options_(options) {
+Membership::Membership(const MembershipOptions& options)
+    : options_(options),
+      known_sums_(static_cast<size_t>(options.num_moe_layers) *
+                  static_cast<size_t>(options.num_experts)) {
   SY_CHECK(options_.draw_secret != nullptr);
 }
 
@@ -106,9 +109,41 @@ void Membership::Drain(WorkerId id, TimePoint now) {
   Advance(now);
 }
 
-void Membership::Loaded(WorkerId id, uint64_t assignment, TimePoint now) {
+std::string Membership::CompareSums(WorkerId id, std::span<const ExpertSum> sums) {
+  const std::string who = absl::StrCat("worker ", id, " (", workers_.at(id).facts.name, ")");
+  const auto known = [this](const ExpertSum& sum) -> KnownSum& {
+    return known_sums_[static_cast<size_t>(sum.layer) * static_cast<size_t>(options_.num_experts) +
+                       static_cast<size_t>(sum.expert)];
+  };
+  for (const ExpertSum& sum : sums) {
+    const std::string what = absl::StrCat("expert ", sum.expert, " of MoE layer ", sum.layer);
+    if (sum.layer < 0 || sum.layer >= options_.num_moe_layers || sum.expert < 0 ||
+        sum.expert >= options_.num_experts) {
+      return absl::StrCat(who, " has loaded ", what, ", which the model does not have");
+    }
+    if (known(sum).worker != 0 && known(sum).checksum != sum.checksum) {
+      return absl::StrCat(who, " holds other weights: its checksum of ", what, " is ",
+                          absl::Hex(sum.checksum, absl::kZeroPad16), ", that of worker ",
+                          known(sum).worker, " ",
+                          absl::Hex(known(sum).checksum, absl::kZeroPad16));
+    }
+  }
+  for (const ExpertSum& sum : sums) {
+    if (known(sum).worker == 0) known(sum) = {id, sum.checksum};
+  }
+  return "";
+}
+
+void Membership::Loaded(WorkerId id, uint64_t assignment, std::span<const ExpertSum> sums,
+                        TimePoint now) {
   const auto found = workers_.find(id);
-  if (found == workers_.end() || found->second.assignment != assignment) return;
+  if (found == workers_.end()) return;
+  if (const std::string wrong = CompareSums(id, sums); !wrong.empty()) {
+    actions_.push_back(FenceAction{id, wrong, FenceReturn::kNever});
+    Lost(id, wrong, now);
+    return;
+  }
+  if (found->second.assignment != assignment) return;
   found->second.loaded = true;
   Advance(now);
 }
@@ -148,7 +183,7 @@ void Membership::Suspect(WorkerId id, const std::string& error, TimePoint now) {
   if (found == workers_.end() || ++found->second.suspected < kMaxSuspicions) return;
   const std::string reason =
       absl::StrCat("blamed for ", kMaxSuspicions, " epochs in a row; the last error: ", error);
-  actions_.push_back(FenceAction{id, reason, /*unreachable=*/true});
+  actions_.push_back(FenceAction{id, reason, FenceReturn::kLater});
   // A link failed, not the worker: no sequence is to blame.
   const std::optional<EpochEnd> end = end_;
   Lost(id, reason, now);
@@ -188,7 +223,7 @@ void Membership::Tick(TimePoint now) {
   }
   for (const auto& [id, reason] : dead) {
     if (workers_.count(id) == 0) continue;
-    actions_.push_back(FenceAction{id, reason});
+    actions_.push_back(FenceAction{id, reason, FenceReturn::kAtOnce});
     Lost(id, reason, now);
   }
   if (phase_ == CellPhase::kRunning && now - running_since_ > kForgetSuspicions) {

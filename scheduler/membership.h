@@ -93,10 +93,15 @@ struct AbortAction {
 struct GoodbyeAction {  // it has left; close its session
   WorkerId worker = 0;
 };
-struct FenceAction {  // it was declared dead: close its session so that it registers anew
+enum class FenceReturn : uint8_t {
+  kAtOnce,  // it was declared dead: it may register anew
+  kLater,   // it lives, but its peers cannot work with it
+  kNever,   // what it holds is wrong
+};
+struct FenceAction {  // close its session
   WorkerId worker = 0;
   std::string reason;
-  bool unreachable = false;  // it lives, but its peers cannot work with it: not again at once
+  FenceReturn returns = FenceReturn::kAtOnce;
 };
 // A WorkerEvent goes to the scheduler.
 using MembershipAction =
@@ -122,6 +127,12 @@ class Membership {
     TimePoint last_heartbeat;
     uint64_t rows = 0;
   };
+  // What a worker made of an expert's weights (DESIGN.md section 3: "checksums equal").
+  struct ExpertSum {
+    int32_t layer = 0;
+    int32_t expert = 0;
+    uint64_t checksum = 0;
+  };
   struct Counters {
     uint64_t joins = 0;
     uint64_t failures = 0;    // workers declared dead
@@ -137,7 +148,8 @@ class Membership {
   void Heartbeat(WorkerId worker, uint64_t progress, bool busy, uint64_t rows, TimePoint now);
   void Lost(WorkerId worker, const std::string& reason, TimePoint now);
   void Drain(WorkerId worker, TimePoint now);
-  void Loaded(WorkerId worker, uint64_t assignment, TimePoint now);
+  // It holds the assignment. Whose sums differ from the first that were told is sent away.
+  void Loaded(WorkerId worker, uint64_t assignment, std::span<const ExpertSum> sums, TimePoint now);
   void Installed(WorkerId worker, uint64_t epoch, TimePoint now);
   void Quiesced(WorkerId worker, uint64_t epoch, TimePoint now);
   // A member's data plane failed. `suspect`: the rank it blames, -1 for none.
@@ -181,6 +193,8 @@ class Membership {
   static constexpr int32_t kMaxSuspicions = 3;
   static constexpr std::chrono::milliseconds kForgetSuspicions{10'000};  // of a running epoch
 
+  // Empty, and the sums are remembered; or why they cannot be right.
+  std::string CompareSums(WorkerId worker, std::span<const ExpertSum> sums);
   void Advance(TimePoint now);
   bool AdvanceOnce(TimePoint now);
   void EndEpoch(TimePoint now);  // something failed while it ran
@@ -200,6 +214,11 @@ class Membership {
 
   const MembershipOptions options_;
   std::map<WorkerId, Worker> workers_;
+  struct KnownSum {
+    WorkerId worker = 0;  // who told it first; 0: nobody yet
+    uint64_t checksum = 0;
+  };
+  std::vector<KnownSum> known_sums_;  // [num_moe_layers, num_experts], for the cell's life
   WorkerId next_worker_ = 1;
   CellPhase phase_ = CellPhase::kForming;
   std::shared_ptr<const EpochSpec> spec_;  // newest epoch, installed or not

@@ -22,6 +22,7 @@ struct FakeWorker {
   uint64_t newest = 0;     // assignment
   uint64_t installed = 0;  // epoch whose communicator lives here
   bool hung = false;       // sends no heartbeats
+  bool wrong = false;      // its weights of the MoE layer 1 are not the others'
 };
 
 // The world around a Membership: workers that answer after a random while, and a scheduler that
@@ -109,6 +110,8 @@ class World {
   std::vector<AssignAction> assigns;
   int goodbyes = 0;
   int fences = 0;
+  int fenced_for_good = 0;
+  std::string last_fence;  // why
 
  private:
   struct Pending {
@@ -144,8 +147,19 @@ class World {
       const auto at = workers.find(action.worker);
       if (at == workers.end() || at->second.newest != action.assignment) return;
       at->second.held = action.experts;
-      membership.Loaded(action.worker, action.assignment, now);
+      membership.Loaded(action.worker, action.assignment,
+                        Sums(action.experts, at->second.wrong), now);
     });
+  }
+  static std::vector<Membership::ExpertSum> Sums(const ExpertSets& experts, bool wrong) {
+    std::vector<Membership::ExpertSum> sums;
+    for (int32_t l = 0; l < kLayers; ++l) {
+      for (int32_t e : experts[static_cast<size_t>(l)]) {
+        const auto right = static_cast<uint64_t>(0xa00 + l * 16 + e);
+        sums.push_back({l, e, wrong && l == 1 ? right + 0x1000 : right});
+      }
+    }
+    return sums;
   }
   void On(InstallAction& action) {
     const auto at = workers.find(action.worker);
@@ -183,6 +197,8 @@ class World {
   }
   void On(FenceAction& action) {
     workers.erase(action.worker);
+    fenced_for_good += action.returns == FenceReturn::kNever ? 1 : 0;
+    last_fence = action.reason;
     ++fences;
   }
   void On(WorkerEvent& event) {
@@ -514,6 +530,55 @@ TEST(Membership, WhatIsHeldBackIsAskedForAgainWhenTheCellNeedsIt) {
   world.Pass(milliseconds(500));
   EXPECT_EQ(world.assigns.back().worker, second);
   EXPECT_TRUE(world.assigns.back().urgent);
+  EXPECT_TRUE(world.Running());
+}
+
+TEST(Membership, WhoHoldsOtherWeightsIsSentAwayBeforeItServes) {
+  World world({.num_experts = 2}, 15);
+  world.Join(WorkerRole::kAttention);
+  const WorkerId first = world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  ASSERT_TRUE(world.Running());
+  const uint64_t epoch = world.membership.epoch();
+  const WorkerId wrong = world.Join(WorkerRole::kExpert);
+  world.workers[wrong].wrong = true;
+  world.Pass(milliseconds(500));
+  EXPECT_EQ(world.fenced_for_good, 1);
+  EXPECT_TRUE(world.last_fence == "worker 3 () holds other weights: its checksum of expert 0 of MoE "
+                                  "layer 1 is 0000000000001a10, that of worker 2 0000000000000a10" ||
+              world.last_fence == "worker 3 () holds other weights: its checksum of expert 1 of MoE "
+                                  "layer 1 is 0000000000001a11, that of worker 2 0000000000000a11")
+      << world.last_fence;
+  EXPECT_EQ(world.membership.epoch(), epoch) << "it never served";
+  EXPECT_EQ(Count<EpochEnd>(world), 0);
+  // What the first one told counts when it is gone, too.
+  world.Kill(first);
+  const WorkerId again = world.Join(WorkerRole::kExpert);
+  world.workers[again].wrong = true;
+  world.Pass(milliseconds(500));
+  EXPECT_EQ(world.fenced_for_good, 2);
+  EXPECT_FALSE(world.Running());
+  world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
+  EXPECT_TRUE(world.Running());
+}
+
+TEST(Membership, AMemberThatReloadsOtherWeightsIsLost) {
+  World world({.num_experts = 4}, 16);
+  world.Join(WorkerRole::kAttention);
+  const WorkerId first = world.Join(WorkerRole::kExpert);
+  const WorkerId second = world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(1000));
+  ASSERT_EQ(world.NumMembers(), 3);
+  world.workers[second].wrong = true;  // from now on
+  world.Kill(first);
+  world.Pass(milliseconds(500));
+  EXPECT_EQ(world.fenced_for_good, 1);
+  EXPECT_EQ(world.membership.counters().failures, 2u);
+  EXPECT_FALSE(world.Running());
+  world.membership.Loaded(second, 1, {}, world.now);  // late: nobody knows it any more
+  world.Join(WorkerRole::kExpert);
+  world.Pass(milliseconds(500));
   EXPECT_TRUE(world.Running());
 }
 

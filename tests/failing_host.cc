@@ -108,12 +108,12 @@ class FailingHost final : public RoleHost {
   absl::Status Prepare(int32_t max_rows, int32_t foreign_slots) override {
     return inner_->Prepare(max_rows, foreign_slots);
   }
-  absl::Status Assign(const v1::Assign& assign, std::function<void(uint64_t)> done) override {
+  absl::Status Assign(const v1::Assign& assign, LoadedCallback done) override {
     points_->Poll(step_);
     absl::Status status =
-        inner_->Assign(assign, [points = points_, done = std::move(done)](uint64_t checksum) {
+        inner_->Assign(assign, [points = points_, done = std::move(done)](const v1::Loaded& loaded) {
           points->Pass("loaded");
-          done(checksum);
+          done(loaded);
         });
     points_->Pass("load");
     return status;

@@ -32,7 +32,7 @@ class AttentionHost final : public RoleHost {
     return context_.memory->Change([&](MemoryUse* use) { use->max_rows = max_rows; });
   }
 
-  absl::Status Assign(const v1::Assign& assign, std::function<void(uint64_t)>) override {
+  absl::Status Assign(const v1::Assign& assign, LoadedCallback) override {
     return absl::InvalidArgumentError(
         absl::StrCat("assignment ", assign.assignment(), " is for an expert worker"));
   }

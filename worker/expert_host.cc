@@ -38,7 +38,7 @@ class ExpertHost final : public RoleHost {
     });
   }
 
-  absl::Status Assign(const v1::Assign& assign, std::function<void(uint64_t)> done) override {
+  absl::Status Assign(const v1::Assign& assign, LoadedCallback done) override {
     absl::StatusOr<ExpertStore::ExpertLists> experts = ParseAssign(assign, context_.model->info);
     if (!experts.ok()) return experts.status();
     // Within the home slots as a rule; for the time of a change, and without --expert-memory, more.
@@ -51,7 +51,19 @@ class ExpertHost final : public RoleHost {
       return absl::InvalidArgumentError(absl::StrCat("assignment ", assign.assignment(), ": ",
                                                      assign.bytes_per_step(), " bytes per step"));
     }
-    store_.Assign(*std::move(experts), assign.bytes_per_step(), std::move(done));
+    store_.Assign(*std::move(experts), assign.bytes_per_step(),
+                  [assignment = assign.assignment(),
+                   done = std::move(done)](const std::vector<ExpertStore::Sum>& sums) {
+                    v1::Loaded loaded;
+                    loaded.set_assignment(assignment);
+                    for (const ExpertStore::Sum& sum : sums) {
+                      v1::ExpertSum* out = loaded.add_sums();
+                      out->set_layer(sum.layer);
+                      out->set_expert(sum.expert);
+                      out->set_checksum(sum.checksum);
+                    }
+                    done(loaded);
+                  });
     return absl::OkStatus();
   }
   void CancelAssignment() override { store_.CancelAssignment(); }

@@ -46,8 +46,7 @@ ExpertStore::~ExpertStore() {
   thread_.join();
 }
 
-void ExpertStore::Assign(ExpertLists experts, int64_t bytes_per_step,
-                         std::function<void(uint64_t)> done) {
+void ExpertStore::Assign(ExpertLists experts, int64_t bytes_per_step, Done done) {
   MutexLock lock(mu_);
   assignment_ = {assignment_.number + 1, std::move(experts), std::move(done)};
   budget_.Begin(bytes_per_step);
@@ -126,6 +125,16 @@ ExpertStore::Place ExpertStore::FirstMissing() const {
   return {};
 }
 
+std::vector<ExpertStore::Sum> ExpertStore::Sums() const {
+  std::vector<Sum> sums;
+  for (size_t layer = 0; layer < assignment_.experts.size(); ++layer) {
+    const int32_t l = static_cast<int32_t>(layer);
+    for (int32_t expert : assignment_.experts[layer])
+      sums.push_back({l, expert, At(l, expert).checksum});
+  }
+  return sums;
+}
+
 bool ExpertStore::AwaitNext(Place* next) {
   while (!stopping_) {
     if (assignment_.done == nullptr) {
@@ -155,8 +164,8 @@ void ExpertStore::Run() {
   Clock::time_point began, logged;
   for (;;) {
     Place next;
-    uint64_t checksum = 0;  // a sum: the order of loading does not matter
-    std::function<void(uint64_t)> done;
+    std::vector<Sum> sums;
+    Done done;
     {
       MutexLock lock(mu_);
       if (!AwaitNext(&next)) return;
@@ -166,10 +175,7 @@ void ExpertStore::Run() {
         began = logged = Clock::now();
       }
       if (next.expert < 0) {
-        for (size_t layer = 0; layer < assignment_.experts.size(); ++layer) {
-          for (int32_t expert : assignment_.experts[layer])
-            checksum += At(static_cast<int32_t>(layer), expert).checksum;
-        }
+        sums = Sums();
         done = std::exchange(assignment_.done, nullptr);
       }
     }
@@ -177,7 +183,7 @@ void ExpertStore::Run() {
       spdlog::info("loaded {} experts of {} bytes in {:.2f} s", loaded_.load() - before,
                    model_->expert_bytes,
                    std::chrono::duration<double>(Clock::now() - began).count());
-      done(checksum);
+      done(sums);
       continue;
     }
     Held held = Load(next.layer, next.expert);

@@ -26,6 +26,12 @@ namespace switchyard {
 class ExpertStore {
  public:
   using ExpertLists = std::vector<std::vector<int32_t>>;  // [num_moe_layers], ascending
+  struct Sum {  // of an expert's packed weights; the same for all workers of one numerics id
+    int32_t layer = 0;
+    int32_t expert = 0;
+    uint64_t checksum = 0;
+  };
+  using Done = std::function<void(const std::vector<Sum>&)>;
 
   // `model` must outlive it; `backend` packs; `counters`: of the worker that serves meanwhile.
   ExpertStore(const OpenedModel* model, std::unique_ptr<ComputeBackend> backend,
@@ -34,10 +40,9 @@ class ExpertStore {
 
   // The whole set to hold from now on. What is missing is loaded in the background, while steps run
   // at most `bytes_per_step` per step (0: as fast as it can), then `done` is called on the loader's
-  // thread with the checksum of that set. An assignment under way is replaced: its `done` is never
+  // thread with the sums of that set. An assignment under way is replaced: its `done` is never
   // called. REQUIRES: num_moe_layers lists of experts of the model.
-  void Assign(ExpertLists experts, int64_t bytes_per_step,
-              std::function<void(uint64_t checksum)> done);
+  void Assign(ExpertLists experts, int64_t bytes_per_step, Done done);
   void CountStep();  // the worker was given one
   // Its `done` will not be called, unless it is being called now.
   void CancelAssignment();
@@ -62,7 +67,7 @@ class ExpertStore {
   struct Assignment {
     uint64_t number = 0;  // 0: none
     ExpertLists experts;
-    std::function<void(uint64_t)> done;  // null when it was called
+    Done done;  // null when it was called
   };
 
   void Run();
@@ -74,6 +79,7 @@ class ExpertStore {
     int32_t expert = -1;
   };
   Place FirstMissing() const SY_REQUIRES(mu_);
+  std::vector<Sum> Sums() const SY_REQUIRES(mu_);  // of the assignment
   // Waits for an expert that may be loaded now, or for an assignment without one that is missing.
   // False: it stops.
   bool AwaitNext(Place* next) SY_REQUIRES(mu_);

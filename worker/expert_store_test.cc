@@ -3,9 +3,13 @@
 
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
@@ -92,9 +96,9 @@ class ExpertStoreTest : public testing::Test {
   }
   // Assigns everything; `done` counts.
   void Assign(int64_t bytes_per_step) {
-    store_->Assign(experts_, bytes_per_step, [this](uint64_t checksum) {
+    store_->Assign(experts_, bytes_per_step, [this](const std::vector<ExpertStore::Sum>& sums) {
       MutexLock lock(mu_);
-      checksum_ = checksum;
+      sums_ = sums;
       ++done_;
       changed_.NotifyAll();
     });
@@ -126,7 +130,7 @@ class ExpertStoreTest : public testing::Test {
   Mutex mu_;
   CondVar changed_;
   int done_ SY_GUARDED_BY(mu_) = 0;
-  uint64_t checksum_ SY_GUARDED_BY(mu_) = 0;
+  std::vector<ExpertStore::Sum> sums_ SY_GUARDED_BY(mu_);
 };
 
 TEST_F(ExpertStoreTest, BesideStepsItLoadsWhatTheBudgetAllows) {
@@ -168,6 +172,25 @@ TEST_F(ExpertStoreTest, AnIdleWorkerLoadsAtOnce) {
   ASSERT_TRUE(AwaitHeldBack());
   counters_->steps.store(0);
   ASSERT_TRUE(AwaitDone(2));
+}
+
+TEST_F(ExpertStoreTest, EveryExpertHasASumOfItsOwnThatAllStoresAgreeOn) {
+  std::map<std::pair<int32_t, int32_t>, uint64_t> first;
+  std::set<uint64_t> different;
+  for (int round = 1; round <= 3; ++round) {
+    if (round > 1) store_ = MakeStore();  // on memory that others have used
+    Assign(0);
+    ASSERT_TRUE(AwaitDone(round));
+    MutexLock lock(mu_);
+    ASSERT_EQ(sums_.size(), total_);
+    for (const ExpertStore::Sum& sum : sums_) {
+      const auto [known, is_new] = first.insert({{sum.layer, sum.expert}, sum.checksum});
+      EXPECT_EQ(is_new, round == 1);
+      EXPECT_EQ(known->second, sum.checksum) << "layer " << sum.layer << ", expert " << sum.expert;
+      different.insert(sum.checksum);
+    }
+  }
+  EXPECT_EQ(different.size(), total_);
 }
 
 }  // namespace

@@ -46,8 +46,9 @@ class RoleHost {
   // kResourceExhausted when the buffers do not fit.
   virtual absl::Status Prepare(int32_t max_rows, int32_t foreign_slots) = 0;
 
-  // Expert role: the whole set to hold; `done` is called on another thread with its checksum.
-  virtual absl::Status Assign(const v1::Assign& assign, std::function<void(uint64_t)> done) = 0;
+  using LoadedCallback = std::function<void(const v1::Loaded&)>;
+  // Expert role: the whole set to hold; `done` is called on another thread when it does.
+  virtual absl::Status Assign(const v1::Assign& assign, LoadedCallback done) = 0;
   virtual void CancelAssignment() = 0;
 
   // Starts the worker of an epoch. REQUIRES: none runs; `communicator` outlives it.

@@ -241,7 +241,12 @@ absl::Status RoleSession::Follow(ControlStream* stream) {
     if (message) {
       if (absl::Status status = OnMessage(stream, *message); !status.ok()) return status;
     } else if (stream->ended()) {
-      return absl::UnavailableError(stream->status().message());
+      const absl::Status status = stream->status();
+      if (!absl::IsFailedPrecondition(status)) return absl::UnavailableError(status.message());
+      return absl::FailedPreconditionError(absl::StrCat("the scheduler at ",
+                                                        options_.control.scheduler,
+                                                        " sent this worker away: ",
+                                                        std::string(status.message())));
     }
   }
 }
@@ -249,17 +254,15 @@ absl::Status RoleSession::Follow(ControlStream* stream) {
 absl::Status RoleSession::OnMessage(ControlStream* stream, const v1::SchedulerMessage& message) {
   switch (message.message_case()) {
     case v1::SchedulerMessage::kAssign: {
-      const uint64_t assignment = message.assign().assignment();
       std::shared_ptr<ControlStream> alive;
       {
         MutexLock lock(mu_);
         alive = stream_;
       }
-      return host_->Assign(message.assign(), [alive, assignment](uint64_t checksum) {
-        v1::WorkerMessage loaded;
-        loaded.mutable_loaded()->set_assignment(assignment);
-        loaded.mutable_loaded()->set_checksum(checksum);
-        alive->Send(std::move(loaded));
+      return host_->Assign(message.assign(), [alive](const v1::Loaded& loaded) {
+        v1::WorkerMessage out;
+        *out.mutable_loaded() = loaded;
+        alive->Send(std::move(out));
       });
     }
     case v1::SchedulerMessage::kInstall:

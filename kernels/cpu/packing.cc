@@ -49,6 +49,7 @@ class QuantizedPanel {
       if (format.zero_points) std::memset(Zeros(k0), 0, kPanelColumns);
       for (int64_t i = k0; i < std::min(k, k0 + format.group); i += inputs())
         std::memset(Step(i), 0, 64);
+      if (panel.at + 1 == panel.width) ClearGaps(Group(k0));
     }
   }
   int64_t columns() const { return panel_.columns; }
@@ -75,6 +76,16 @@ class QuantizedPanel {
   }
 
  private:
+  // What a slab of few panels leaves unused, so that equal weights are equal bytes.
+  void ClearGaps(std::byte* group) const {
+    const auto clear = [group](int64_t begin, int64_t end) {
+      std::memset(group + begin, 0, static_cast<size_t>(end - begin));
+    };
+    const int64_t zeros = ZerosOffset(panel_.width);
+    clear(panel_.width * 2 * kPanelColumns, zeros);
+    if (format_.zero_points)
+      clear(zeros + panel_.width * kPanelColumns, CodesOffset(panel_.width, format_));
+  }
   int64_t inputs() const { return format_.type == WeightType::kInt8 ? 4 : 8; }
   std::byte* Group(int64_t k) const {
     return panel_.slab + SlabBytes(panel_.width, k / format_.group * format_.group, format_);

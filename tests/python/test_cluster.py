@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -267,6 +269,34 @@ def test_strangers_are_refused_with_the_reason(truth):
         harness.wait_for(lambda: cluster.view()["totals"]["refused_registrations"] == 3, "the refusals to be counted")
         assert cluster.view()["totals"]["joins"] == 2
         assert ask(cluster.server, PROMPTS[0]) == truth[0]
+
+
+def damage_experts(folder):
+    """Changes the first byte of every expert's matrices: registration compares samples from the middle."""
+    for path in folder.glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        start = 8 + int.from_bytes(data[:8], "little")
+        for name, tensor in json.loads(data[8:start]).items():
+            if ".experts." in name:
+                data[start + tensor["data_offsets"][0]] ^= 1
+        path.write_bytes(data)
+
+
+def test_a_worker_with_a_damaged_copy_is_sent_away(truth, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(MODEL, damaged)
+    damage_experts(damaged)
+    with Cluster(MODEL, name="damaged", attention=1, experts=1) as cluster:
+        cluster.wait_serving(1, 1)
+        worker = cluster.start("expert", model=damaged)
+        assert worker.wait_exit() == 1
+        assert "sent this worker away" in worker.log(), worker.log_tail()
+        assert re.search(r"checksum of expert \d+ of MoE layer \d+ is [0-9a-f]{16}, that of worker \d+ [0-9a-f]{16}", worker.log())
+        cluster.start("expert")
+        cluster.wait_serving(1, 2)
+        view = cluster.view()
+        assert view["totals"]["refused_registrations"] == 1, view
+        assert ask_all(cluster.server, PROMPTS) == truth
 
 
 def test_admin_shows_the_workers_of_serve_too(tiny):
