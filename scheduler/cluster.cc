@@ -81,6 +81,8 @@ struct Cluster::State final : public v1::Control::CallbackService {
 
   // ---- the cluster's thread ----
   void Run();
+  void Begin(const SessionPtr& session);
+  void HangUpOnTheSilent(Clock::time_point now);  // who has not registered in time
   void Handle(const SessionPtr& session, const v1::WorkerMessage& message);
   void Register(const SessionPtr& session, const v1::Register& facts);
   std::string Refusal(const v1::Register& facts) const;  // empty: welcome
@@ -110,7 +112,8 @@ struct Cluster::State final : public v1::Control::CallbackService {
 
   // The cluster's thread only.
   Membership membership;
-  std::map<WorkerId, SessionPtr> sessions;  // registered
+  std::map<SessionPtr, Clock::time_point> unregistered;  // until when they may stay so
+  std::map<WorkerId, SessionPtr> sessions;               // registered
   std::map<ControlSession*, WorkerId> ids;
   std::map<WorkerId, uint64_t> incarnations;
   std::map<uint64_t, Clock::time_point> quarantine;  // by incarnation, until when
@@ -157,10 +160,13 @@ grpc::ServerBidiReactor<v1::WorkerMessage, v1::SchedulerMessage>* Cluster::State
     return ControlSession::Refuse(
         context, grpc::Status(grpc::StatusCode::UNAUTHENTICATED, std::string(allowed.message())));
   }
-  return ControlSession::Start(
+  const SessionPtr session = ControlSession::Accept(
       context, {.on_message = [this](const SessionPtr& s,
                                      v1::WorkerMessage m) { OnMessage(s, std::move(m)); },
                 .on_end = [this](const SessionPtr& s) { Post([this, s] { End(s); }); }});
+  Post([this, session] { Begin(session); });
+  session->Next();
+  return session.get();
 }
 
 void Cluster::State::OnMessage(const SessionPtr& session, v1::WorkerMessage message) {
@@ -223,11 +229,38 @@ void Cluster::State::Run() {
     if (Clock::now() >= next_tick) {
       membership.Tick(Clock::now());
       RebalanceIfDue(Clock::now());
+      HangUpOnTheSilent(Clock::now());
       CarryOut();
       changes = true;
       next_tick = Clock::now() + kTick;
     }
     if (changes) Publish();
+  }
+}
+
+void Cluster::State::Begin(const SessionPtr& session) {
+  if (unregistered.size() < static_cast<size_t>(options.max_unregistered)) {
+    unregistered[session] = Clock::now() + options.register_timeout;
+    return;
+  }
+  ++refusals;
+  session->Close(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                              absl::StrCat(options.max_unregistered,
+                                           " other connections have not registered yet")),
+                 /*abandon=*/false);
+}
+
+void Cluster::State::HangUpOnTheSilent(Clock::time_point now) {
+  for (auto at = unregistered.begin(); at != unregistered.end();) {
+    if (now < at->second) {
+      ++at;
+      continue;
+    }
+    const std::string reason =
+        absl::StrCat("no registration within ", options.register_timeout.count(), " ms");
+    spdlog::warn("a connection from {} is closed: {}", at->first->peer(), reason);
+    at->first->Close(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, reason), /*abandon=*/false);
+    at = unregistered.erase(at);
   }
 }
 
@@ -327,7 +360,11 @@ std::string Cluster::State::Refusal(const v1::Register& facts) const {
 
 void Cluster::State::Register(const SessionPtr& session, const v1::Register& facts) {
   std::string refusal = Refusal(facts);
-  if (ids.count(session.get()) > 0) refusal = "the worker has registered already";
+  if (ids.count(session.get()) > 0) {
+    refusal = "the worker has registered already";
+  } else if (unregistered.erase(session) == 0) {
+    return;  // it was hung up on meanwhile
+  }
   const auto fenced = quarantine.find(facts.incarnation());
   if (refusal.empty() && fenced != quarantine.end() && Clock::now() < fenced->second) {
     // It tries again: this is no refusal for good.
@@ -380,6 +417,7 @@ void Cluster::State::OnLoaded(WorkerId worker, const v1::Loaded& loaded, Clock::
 }
 
 void Cluster::State::End(const SessionPtr& session) {
+  unregistered.erase(session);
   const auto found = ids.find(session.get());
   if (found == ids.end()) return;
   const WorkerId id = found->second;

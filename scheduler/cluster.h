@@ -43,6 +43,9 @@ struct ClusterOptions {
   // Between looks at the load of the experts, to move homes and replicas; 0: they stay.
   std::chrono::milliseconds placement_interval{30'000};
   std::chrono::milliseconds heartbeat{250};  // eight missed ones are death
+  // A connection that has not registered after so long is closed; more at once are refused.
+  std::chrono::milliseconds register_timeout{10'000};
+  int32_t max_unregistered = 256;
   std::chrono::milliseconds stall_timeout{60'000};
   std::chrono::milliseconds no_home_timeout{60'000};
 };

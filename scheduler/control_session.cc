@@ -4,8 +4,8 @@
 
 namespace switchyard {
 
-std::shared_ptr<ControlSession> ControlSession::Make(grpc::CallbackServerContext* context,
-                                                     Handler handler) {
+std::shared_ptr<ControlSession> ControlSession::Accept(grpc::CallbackServerContext* context,
+                                                       Handler handler) {
   // The constructor is private, so make_shared cannot reach it.
   std::shared_ptr<ControlSession> session(new ControlSession(context, std::move(handler)));
   MutexLock lock(session->mu_);
@@ -13,15 +13,9 @@ std::shared_ptr<ControlSession> ControlSession::Make(grpc::CallbackServerContext
   return session;
 }
 
-ControlSession* ControlSession::Start(grpc::CallbackServerContext* context, Handler handler) {
-  const std::shared_ptr<ControlSession> session = Make(context, std::move(handler));
-  session->Next();
-  return session.get();
-}
-
 ControlSession* ControlSession::Refuse(grpc::CallbackServerContext* context,
                                        const grpc::Status& status) {
-  const std::shared_ptr<ControlSession> session = Make(context, {});
+  const std::shared_ptr<ControlSession> session = Accept(context, {});
   session->Close(status, /*abandon=*/false);
   return session.get();
 }

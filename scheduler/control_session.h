@@ -30,8 +30,9 @@ class ControlSession final
   // More messages than this waiting to be written: the worker does not read, so it is cut off.
   static constexpr size_t kMaxQueued = 1024;
 
-  // Starts reading. gRPC owns what it returns.
-  static ControlSession* Start(grpc::CallbackServerContext* context, Handler handler);
+  // gRPC owns it, and is given get(). Nothing is read before Next().
+  static std::shared_ptr<ControlSession> Accept(grpc::CallbackServerContext* context,
+                                                Handler handler);
   // Reads nothing: the call ends with `status`.
   static ControlSession* Refuse(grpc::CallbackServerContext* context, const grpc::Status& status);
 
@@ -43,8 +44,6 @@ class ControlSession final
 
  private:
   ControlSession(grpc::CallbackServerContext* context, Handler handler);
-  static std::shared_ptr<ControlSession> Make(grpc::CallbackServerContext* context,
-                                              Handler handler);
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnCancel() override;

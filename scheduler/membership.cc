@@ -124,8 +124,7 @@ std::string Membership::CompareSums(WorkerId id, std::span<const ExpertSum> sums
     if (known(sum).worker != 0 && known(sum).checksum != sum.checksum) {
       return absl::StrCat(who, " holds other weights: its checksum of ", what, " is ",
                           absl::Hex(sum.checksum, absl::kZeroPad16), ", that of worker ",
-                          known(sum).worker, " ",
-                          absl::Hex(known(sum).checksum, absl::kZeroPad16));
+                          known(sum).worker, " ", absl::Hex(known(sum).checksum, absl::kZeroPad16));
     }
   }
   for (const ExpertSum& sum : sums) {

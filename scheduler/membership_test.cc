@@ -147,8 +147,8 @@ class World {
       const auto at = workers.find(action.worker);
       if (at == workers.end() || at->second.newest != action.assignment) return;
       at->second.held = action.experts;
-      membership.Loaded(action.worker, action.assignment,
-                        Sums(action.experts, at->second.wrong), now);
+      membership.Loaded(action.worker, action.assignment, Sums(action.experts, at->second.wrong),
+                        now);
     });
   }
   static std::vector<Membership::ExpertSum> Sums(const ExpertSets& experts, bool wrong) {
@@ -544,10 +544,12 @@ TEST(Membership, WhoHoldsOtherWeightsIsSentAwayBeforeItServes) {
   world.workers[wrong].wrong = true;
   world.Pass(milliseconds(500));
   EXPECT_EQ(world.fenced_for_good, 1);
-  EXPECT_TRUE(world.last_fence == "worker 3 () holds other weights: its checksum of expert 0 of MoE "
-                                  "layer 1 is 0000000000001a10, that of worker 2 0000000000000a10" ||
-              world.last_fence == "worker 3 () holds other weights: its checksum of expert 1 of MoE "
-                                  "layer 1 is 0000000000001a11, that of worker 2 0000000000000a11")
+  EXPECT_TRUE(world.last_fence ==
+                  "worker 3 () holds other weights: its checksum of expert 0 of MoE "
+                  "layer 1 is 0000000000001a10, that of worker 2 0000000000000a10" ||
+              world.last_fence ==
+                  "worker 3 () holds other weights: its checksum of expert 1 of MoE "
+                  "layer 1 is 0000000000001a11, that of worker 2 0000000000000a11")
       << world.last_fence;
   EXPECT_EQ(world.membership.epoch(), epoch) << "it never served";
   EXPECT_EQ(Count<EpochEnd>(world), 0);

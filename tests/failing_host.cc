@@ -110,8 +110,8 @@ class FailingHost final : public RoleHost {
   }
   absl::Status Assign(const v1::Assign& assign, LoadedCallback done) override {
     points_->Poll(step_);
-    absl::Status status =
-        inner_->Assign(assign, [points = points_, done = std::move(done)](const v1::Loaded& loaded) {
+    absl::Status status = inner_->Assign(
+        assign, [points = points_, done = std::move(done)](const v1::Loaded& loaded) {
           points->Pass("loaded");
           done(loaded);
         });

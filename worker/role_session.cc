@@ -243,10 +243,9 @@ absl::Status RoleSession::Follow(ControlStream* stream) {
     } else if (stream->ended()) {
       const absl::Status status = stream->status();
       if (!absl::IsFailedPrecondition(status)) return absl::UnavailableError(status.message());
-      return absl::FailedPreconditionError(absl::StrCat("the scheduler at ",
-                                                        options_.control.scheduler,
-                                                        " sent this worker away: ",
-                                                        std::string(status.message())));
+      return absl::FailedPreconditionError(
+          absl::StrCat("the scheduler at ", options_.control.scheduler,
+                       " sent this worker away: ", std::string(status.message())));
     }
   }
 }
