@@ -260,9 +260,9 @@ absl::StatusOr<BenchReroutingReport> BenchRerouting(const BenchReroutingOptions&
   if (!link.ok()) return link.status();
   const DType dtype = options.dtype == "float32" ? DType::kF32 : DType::kBF16;
   BenchReroutingReport report{.options = options, .costs = {}, .rows = {}};
-  report.costs =
-      MeasurePlanCosts({.hidden = options.hidden, .width = options.width, .dtype = dtype},
-                       backend.get(), link->get());
+  report.costs = MeasurePlanCosts(
+      {.hidden = options.hidden, .width = options.width, .dtype = dtype, .format = FormatOf(dtype)},
+      backend.get(), link->get());
   const Layers layers(options, dtype, backend.get());
   const auto most_rows = int64_t{std::ranges::max(options.tokens)} * options.top_k;
   Rows rows{.in = Buffer(static_cast<size_t>(most_rows * options.hidden) * DTypeSize(dtype)),

@@ -32,6 +32,8 @@ class ExpertHost final : public RoleHost {
   absl::Status Prepare(int32_t max_rows, int32_t foreign_slots) override {
     max_rows_ = max_rows;
     foreign_bytes_ = SlotBytes() * foreign_slots;
+    if (absl::Status status = CheckForeignSlots(*context_.model, foreign_slots); !status.ok())
+      return status;
     return context_.memory->Change([&](MemoryUse* use) {
       use->max_rows = max_rows;
       use->expert_weights_bytes = SlotBytes() * home_slots_ + foreign_bytes_;
@@ -82,6 +84,7 @@ class ExpertHost final : public RoleHost {
                             .num_moe_layers = context_.model->info.num_moe_layers,
                             .hidden = context_.model->config.hidden_size,
                             .expert_width = context_.model->config.moe.expert_width,
+                            .slot_formats = SlotFormats(*context_.model),
                             .exchange = MakeExchangeShape(*context_.model, max_rows_),
                             .ranks = epoch.ranks,
                             .planner = epoch.planner,
@@ -102,7 +105,7 @@ class ExpertHost final : public RoleHost {
   uint64_t loaded() const override { return store_.progress(); }
 
  private:
-  // One expert in each layer.
+  // One expert in each layer, at most.
   int64_t SlotBytes() const {
     return context_.model->expert_bytes * context_.model->info.num_moe_layers;
   }

@@ -152,8 +152,7 @@ bool ExpertStore::AwaitNext(Place* next) {
 
 ExpertStore::Held ExpertStore::Load(int32_t layer, int32_t expert) {
   Held held;
-  held.weights = LoadExpert(model_->checkpoint, model_->config, model_->dtype, layer, expert,
-                            backend_.get(), LoadProgress());
+  held.weights = LoadExpert(*model_, layer, expert, backend_.get(), LoadProgress());
   held.checksum = Checksum(*held.weights, layer, expert);
   return held;
 }
@@ -180,7 +179,7 @@ void ExpertStore::Run() {
       }
     }
     if (done) {
-      spdlog::info("loaded {} experts of {} bytes in {:.2f} s", loaded_.load() - before,
+      spdlog::info("loaded {} experts of at most {} bytes in {:.2f} s", loaded_.load() - before,
                    model_->expert_bytes,
                    std::chrono::duration<double>(Clock::now() - began).count());
       done(sums);

@@ -37,7 +37,7 @@ ExpertWorker::ExpertWorker(const ExpertWorkerOptions& options,
                 .slots = options.planner.foreign_slots_per_rank,
                 .width = options.expert_width,
                 .hidden = options.hidden,
-                .dtype = weights_->dtype},
+                .formats = options.slot_formats},
                weights_, backend_.get(), communicator) {
   const ExchangeShape& shape = options_.exchange;
   for (int32_t m = 0; m < kMaxMicroBatches; ++m) {

@@ -35,7 +35,8 @@ struct ExpertWorkerOptions {
   int32_t expert_rank = 0;
   int32_t num_moe_layers = 0;
   int64_t hidden = 0;
-  int64_t expert_width = 0;  // of every expert: a model has one for all of them
+  int64_t expert_width = 0;                // of every expert: a model has one for all of them
+  std::vector<WeightFormat> slot_formats;  // [num_moe_layers], of the foreign slots
   ExchangeShape exchange;
   CellRanks ranks;
   PlannerOptions planner;

@@ -44,6 +44,7 @@ class ExpertWorkerTest : public testing::Test {
         ExpertWorkerOptions{.expert_rank = 0,
                             .num_moe_layers = 1,
                             .hidden = kHidden,
+                            .slot_formats = {},
                             .exchange = kShape,
                             .ranks = {.num_attention = 1, .num_experts = 1},
                             .planner = {},

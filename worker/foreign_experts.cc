@@ -28,16 +28,18 @@ ForeignExperts::ForeignExperts(const ForeignExpertsShape& shape,
     : shape_(shape), homes_(std::move(homes)), communicator_(communicator) {
   SY_CHECK_LE(shape.slots, kMaxForeignSlots);
   slots_.resize(static_cast<size_t>(shape.num_moe_layers));
-  for (std::vector<MlpWeights>& layer : slots_) {
+  if (shape.slots == 0) return;
+  SY_CHECK_EQ(shape.formats.size(), slots_.size());
+  for (size_t layer = 0; layer < slots_.size(); ++layer) {
     for (int32_t b = 0; b < shape.slots; ++b) {
-      layer.push_back(backend->MakeMlp(shape.width, shape.hidden, FormatOf(shape.dtype)));
+      slots_[layer].push_back(backend->MakeMlp(shape.width, shape.hidden, shape.formats[layer]));
     }
   }
-  if (shape.slots == 0) return;
   // Every expert fits every slot, and fills it.
-  for (const auto& layer : homes_->experts) {
-    for (const auto& home : layer) {
-      SY_CHECK(home == nullptr || home->width == shape.width);
+  for (size_t layer = 0; layer < slots_.size(); ++layer) {
+    for (const auto& home : homes_->experts[layer]) {
+      SY_CHECK(home == nullptr ||
+               (home->width == shape.width && home->down.format == shape.formats[layer]));
     }
   }
 }

@@ -24,7 +24,7 @@ struct ForeignExpertsShape {
   int32_t slots = 0;  // per layer, at most kMaxForeignSlots
   int64_t width = 0;  // of every expert: a model has one for all of them
   int64_t hidden = 0;
-  DType dtype = DType::kF32;
+  std::vector<WeightFormat> formats;  // [num_moe_layers]; empty without slots
 };
 
 class ForeignExperts {

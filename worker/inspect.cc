@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,7 @@
 #include "worker/kv_cache.h"
 #include "worker/model_config.h"
 #include "worker/model_tensors.h"
+#include "worker/weight_memory.h"
 
 namespace switchyard {
 namespace {
@@ -53,21 +55,16 @@ bool SizesAreKnown(const ModelConfig& config) {
          kMaxCountedParameters;
 }
 
-int64_t KvBytesPerToken(const ModelConfig& config, DType dtype) {
+ordered_json Facts(const ModelConfig& config, const WeightFormats& formats, DType dtype) {
+  const ParameterCounts counts = CountParameters(config);
+  const int64_t moe_layers = config.num_moe_layers();
   ThreadPool pool(1);
   std::string error;
   const std::unique_ptr<ComputeBackend> backend = MakeCpuBackend(&pool, "auto", &error);
-  return KvBytesPerBlock(config, dtype, *backend) / kKvBlockSize;
-}
-
-ordered_json Facts(const ModelConfig& config, DType dtype) {
-  const ParameterCounts counts = CountParameters(config);
-  const int64_t size = static_cast<int64_t>(DTypeSize(dtype));
-  const int64_t moe_layers = config.num_moe_layers();
-  // A tied lm_head is packed as a matrix of its own beside the table.
-  const int64_t tied_copy = config.tie_word_embeddings ? config.vocab_size * config.hidden_size : 0;
+  const int64_t expert_bytes = LargestExpertBytes(config, formats, *backend);
   ordered_json facts;
   facts["dtype"] = DTypeName(dtype);
+  facts["quantization"] = formats.name().empty() ? "none" : formats.name();
   facts["vocab_size"] = config.vocab_size;
   facts["hidden_size"] = config.hidden_size;
   facts["num_layers"] = config.num_layers;
@@ -85,11 +82,11 @@ ordered_json Facts(const ModelConfig& config, DType dtype) {
   facts["eos_token_ids"] = config.eos_token_ids;
   facts["parameters_total"] = counts.total;
   facts["parameters_active"] = counts.active;
-  facts["attention_worker_bytes"] = (counts.attention_side + tied_copy) * size;
-  facts["expert_bytes"] = counts.per_expert * size;
-  facts["expert_bytes_per_layer"] = config.moe.routing.num_experts * counts.per_expert * size;
-  facts["all_experts_bytes"] = counts.experts * size;
-  facts["kv_bytes_per_token"] = KvBytesPerToken(config, dtype);
+  facts["attention_worker_bytes"] = AttentionWeightBytes(config, formats, dtype, *backend);
+  facts["expert_bytes"] = expert_bytes;
+  facts["expert_bytes_per_layer"] = config.moe.routing.num_experts * expert_bytes;
+  facts["all_experts_bytes"] = AllExpertsBytes(config, formats, *backend);
+  facts["kv_bytes_per_token"] = KvBytesPerBlock(config, dtype, *backend) / kKvBlockSize;
   return facts;
 }
 
@@ -116,7 +113,8 @@ std::string Text(const ordered_json& report) {
   line("model", report["model"].get<std::string>());
   line("architecture", report["architecture"].get<std::string>());
   if (report.contains("hidden_size")) {
-    line("dtype", report["dtype"].get<std::string>());
+    line("dtype", absl::StrCat(report["dtype"].get<std::string>(), ", quantization ",
+                               report["quantization"].get<std::string>()));
     line("layers", absl::StrCat(number("num_layers"), ", ", number("num_moe_layers"),
                                 " with experts; hidden ", number("hidden_size"), ", vocabulary ",
                                 number("vocab_size")));
@@ -136,11 +134,15 @@ std::string Text(const ordered_json& report) {
                                           " of weights in each, and KV cache"));
     line("expert workers",
          absl::StrCat(Bytes(report["all_experts_bytes"]), " of weights over all; ",
-                      Bytes(report["expert_bytes"]), " per expert and layer"));
+                      Bytes(report["expert_bytes"]), " per expert and layer at most"));
     if (report.contains("stored_quantization")) {
       std::vector<std::string> schemes = report["stored_quantization"];
-      line("stored as", absl::StrCat(absl::StrJoin(schemes, "; or "), "; dequantised to ",
-                                     report["dtype"].get<std::string>(), " when loaded"));
+      line("stored as",
+           absl::StrCat(absl::StrJoin(schemes, "; or "), "; ",
+                        report.value("kept_as_stored", 0) > 0
+                            ? "its codes are kept where the formats agree, the rest is "
+                            : "",
+                        "dequantised when loaded"));
     }
     line("KV cache", absl::StrCat(number("kv_bytes_per_token"), " bytes per token"));
   }
@@ -171,7 +173,13 @@ absl::StatusOr<InspectReport> Inspect(const InspectOptions& options) {
   ordered_json report;
   report["model"] = dir;
   report["architecture"] = config.architecture;
-  if (SizesAreKnown(config)) report.update(Facts(config, dtype));
+  std::optional<WeightFormats> formats;
+  if (SizesAreKnown(config)) {
+    absl::StatusOr<WeightFormats> made = WeightFormats::Create(options.formats, config, dtype);
+    if (!made.ok()) return made.status();
+    formats = *std::move(made);
+    report.update(Facts(config, *formats, dtype));
+  }
   for (const StoredScheme& scheme : config.quantization.schemes)
     report["stored_quantization"].push_back(StoredSchemeText(config.quantization.method, scheme));
   if (found.refusals.empty()) {
@@ -180,6 +188,11 @@ absl::StatusOr<InspectReport> Inspect(const InspectOptions& options) {
       found.refusals.emplace_back(checkpoint.status().message());
     } else {
       report["stored_quantized_matrices"] = checkpoint->num_quantized();
+      if (formats.has_value()) {
+        formats->KeepStored(*checkpoint, config);
+        report["kept_as_stored"] = formats->num_kept();
+        report.update(Facts(config, *formats, dtype));
+      }
     }
   }
   report["supported"] = found.refusals.empty();

@@ -6,12 +6,14 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "worker/weight_formats.h"
 
 namespace switchyard {
 
 struct InspectOptions {
   std::string model_dir;
-  std::string dtype = "auto";  // the type that the memory figures are for
+  std::string dtype = "auto";        // the type that the memory figures are for
+  WeightFormatOptions formats = {};  // the same
 };
 
 struct InspectReport {

@@ -11,6 +11,7 @@
 #include "worker/memory_plan.h"
 #include "worker/model_facts.h"
 #include "worker/plan_cost_probe.h"
+#include "worker/weight_memory.h"
 #include "worker/weights.h"
 
 namespace switchyard {
@@ -109,7 +110,8 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
   absl::StatusOr<OpenedModel> model = OpenModel({.model_dir = options.model_dir,
                                                  .dtype = options.dtype,
                                                  .isa = options.isa,
-                                                 .max_model_len = options.max_model_len});
+                                                 .max_model_len = options.max_model_len,
+                                                 .formats = options.formats});
   if (!model.ok()) return model.status();
   parts->model = *std::move(model);
   if (absl::Status status = parts->ChoosePlacement(options); !status.ok()) return status;
@@ -119,10 +121,9 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
 
   const Checkpoint& checkpoint = parts->model.checkpoint;
   const ModelConfig& config = parts->model.config;
-  const DType dtype = parts->model.dtype;
-  int64_t total = AttentionBytes(checkpoint, config);
+  int64_t total = StoredAttentionBytes(checkpoint, config);
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
-    total += ExpertBytes(checkpoint, config, *parts->placement, e);
+    total += StoredExpertBytes(checkpoint, config, *parts->placement, e);
   }
   int64_t done = 0;
   const LoadProgress progress = [&](int64_t bytes) {
@@ -130,11 +131,10 @@ absl::Status LocalCell::Load(const CellOptions& options, Parts* parts) {
     if (options.progress) options.progress(done, total);
   };
   ComputeBackend* backend = parts->backends.front().get();
-  parts->attention_weights = LoadAttentionWeights(
-      checkpoint, config, dtype, parts->model.info.max_model_len, backend, progress);
+  parts->attention_weights = LoadAttentionWeights(parts->model, backend, progress);
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     parts->expert_weights.push_back(
-        LoadExpertWeights(checkpoint, config, dtype, *parts->placement, e, backend, progress));
+        LoadExpertWeights(parts->model, *parts->placement, e, backend, progress));
   }
   return absl::OkStatus();
 }
@@ -154,10 +154,14 @@ absl::Status LocalCell::PlanMemory(const CellOptions& options, Parts* parts) {
         parts->TraceShape(options), options.max_num_batched_tokens, parts->ranks.num_attention);
   }
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
-    use.expert_weights_bytes +=
-        ExpertMemoryBytes(parts->model.config, parts->model.dtype, *parts->placement, e) +
-        parts->model.expert_bytes * options.planner.foreign_slots_per_rank *
-            parts->model.info.num_moe_layers;
+    use.expert_weights_bytes += ExpertMemoryBytes(parts->model.config, parts->model.formats,
+                                                  *parts->backends.front(), *parts->placement, e) +
+                                parts->model.expert_bytes * options.planner.foreign_slots_per_rank *
+                                    parts->model.info.num_moe_layers;
+  }
+  if (absl::Status status = CheckForeignSlots(parts->model, options.planner.foreign_slots_per_rank);
+      !status.ok()) {
+    return status;
   }
   const absl::StatusOr<int64_t> left =
       MemoryLeft(parts->model, use, *parts->backends.front(), AvailableMemoryBytes());
@@ -189,10 +193,12 @@ absl::StatusOr<std::unique_ptr<LocalCell>> LocalCell::Create(const CellOptions& 
 PlannerOptions LocalCell::Parts::Planner(const CellOptions& options) const {
   PlannerOptions planner = options.planner;
   if (options.measure_plan_costs && model.info.num_moe_layers > 0) {
-    planner.costs = MeasurePlanCosts({.hidden = model.config.hidden_size,
-                                      .width = model.config.moe.expert_width,
-                                      .dtype = model.dtype},
-                                     backends.front().get(), /*link=*/nullptr);
+    planner.costs = MeasurePlanCosts(
+        {.hidden = model.config.hidden_size,
+         .width = model.config.moe.expert_width,
+         .dtype = model.dtype,
+         .format = model.formats.Of({TensorRole::kExpertDown, LayerOfMoe(model.config, 0), 0})},
+        backends.front().get(), /*link=*/nullptr);
     spdlog::info(
         "plan costs: {} ns to read an expert, {} ns per row, {} ns to move an expert (a copy)",
         planner.costs.expert_read_ps / 1000, planner.costs.token_ps / 1000,
@@ -222,6 +228,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                             .num_moe_layers = info_.num_moe_layers,
                             .hidden = hidden,
                             .expert_width = parts->model.config.moe.expert_width,
+                            .slot_formats = SlotFormats(parts->model),
                             .exchange = shape,
                             .ranks = parts->ranks,
                             .planner = planner,

@@ -23,6 +23,7 @@
 #include "worker/attention_worker.h"
 #include "worker/expert_worker.h"
 #include "worker/routing_recorder.h"
+#include "worker/weight_formats.h"
 
 namespace switchyard {
 
@@ -30,10 +31,11 @@ struct CellOptions {
   std::string model_dir;
   int attention_workers = 1;
   int expert_workers = 2;
-  int threads = 0;              // of the compute pool, in total; 0: all cores
-  std::string dtype = "auto";   // "auto": as stored; "float32", "bfloat16"
-  std::string isa = "auto";     // of the CPU back end: "auto", "avx512", "avx2", "portable"
-  int max_model_len = 0;        // tokens; 0: max_position_embeddings
+  int threads = 0;             // of the compute pool, in total; 0: all cores
+  std::string dtype = "auto";  // "auto": as stored; "float32", "bfloat16"
+  std::string isa = "auto";    // of the CPU back end: "auto", "avx512", "avx2", "portable"
+  int max_model_len = 0;       // tokens; 0: max_position_embeddings
+  WeightFormatOptions formats = {};
   int64_t kv_cache_memory = 0;  // bytes for all attention workers; 0: what the sequences can use,
                                 // at most half of what weights and buffers leave of the memory
   int max_num_seqs = 256;       // bounds the default of kv_cache_memory

@@ -4,7 +4,7 @@
 #include "comm/plan_costs.h"
 #include "worker/decoder.h"
 #include "worker/expert_worker.h"
-#include "worker/weights.h"
+#include "worker/weight_memory.h"
 
 namespace switchyard {
 
@@ -14,6 +14,26 @@ ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows) {
           .num_experts = model.info.num_experts,
           .top_k = model.info.top_k,
           .max_rows = max_rows};
+}
+
+absl::Status CheckForeignSlots(const OpenedModel& model, int32_t foreign_slots) {
+  for (int32_t i = 0; foreign_slots > 0 && i < model.info.num_moe_layers; ++i) {
+    const int32_t layer = LayerOfMoe(model.config, i);
+    if (model.formats.OfExperts(model.config, layer).has_value()) continue;
+    return absl::InvalidArgumentError(absl::StrCat("the experts of layer ", layer,
+                                                   " have several weight formats, so they cannot "
+                                                   "share the ",
+                                                   foreign_slots, " foreign slots of a layer"));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<WeightFormat> SlotFormats(const OpenedModel& model) {
+  std::vector<WeightFormat> formats;
+  for (int32_t i = 0; i < model.info.num_moe_layers; ++i) {
+    formats.push_back(model.formats.Of({TensorRole::kExpertDown, LayerOfMoe(model.config, i), 0}));
+  }
+  return formats;
 }
 
 absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& use,
@@ -26,7 +46,8 @@ absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& us
   const ExchangeShape shape = MakeExchangeShape(model, use.max_rows);
   int64_t weights = use.expert_weights_bytes;
   if (use.attention_workers > 0) {  // they share them
-    weights += AttentionMemoryBytes(model.config, model.dtype, model.info.max_model_len);
+    weights += AttentionWeightBytes(model.config, model.formats, model.dtype, backend) +
+               RopeTableBytes(model.config, model.info.max_model_len);
   }
   const ScratchBytes attention = backend.MaxScratch(
       Decoder::MaxCalls(model.config, model.dtype, use.max_rows, model.info.max_model_len));

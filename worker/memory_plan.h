@@ -33,6 +33,12 @@ struct MemoryUse {
 absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& use,
                                    const ComputeBackend& backend, int64_t available_bytes);
 
+// Foreign slots hold any expert of their layer, so its experts must have one format.
+// kInvalidArgument, naming the layer, when they have not and there are slots.
+absl::Status CheckForeignSlots(const OpenedModel& model, int32_t foreign_slots);
+// The format of each MoE layer's foreign slots: of its first expert.
+std::vector<WeightFormat> SlotFormats(const OpenedModel& model);
+
 // What the rows of this model's exchange look like.
 ExchangeShape MakeExchangeShape(const OpenedModel& model, int32_t max_rows);
 

@@ -13,6 +13,7 @@
 #include "spdlog/spdlog.h"
 #include "worker/kv_cache.h"
 #include "worker/model_tensors.h"
+#include "worker/weight_memory.h"
 
 namespace switchyard {
 namespace {
@@ -53,6 +54,11 @@ std::string BaseName(const std::string& dir) {
   return name.empty() || name == "." || name == ".." ? "model" : name;
 }
 
+std::string NumericsId(const ComputeBackend& backend, const OpenedModel& model) {
+  const std::string id = absl::StrCat(backend.numerics_id(), "/", DTypeName(model.dtype));
+  return model.formats.name().empty() ? id : absl::StrCat(id, "/", model.formats.name());
+}
+
 }  // namespace
 
 absl::StatusOr<OpenedModel> OpenModel(const ModelFactsOptions& options) {
@@ -66,6 +72,11 @@ absl::StatusOr<OpenedModel> OpenModel(const ModelFactsOptions& options) {
   const absl::StatusOr<DType> dtype = ChooseDType(options.dtype, model.config, model.checkpoint);
   if (!dtype.ok()) return dtype.status();
   model.dtype = *dtype;
+  absl::StatusOr<WeightFormats> formats =
+      WeightFormats::Create(options.formats, model.config, model.dtype);
+  if (!formats.ok()) return formats.status();
+  model.formats = *std::move(formats);
+  model.formats.KeepStored(model.checkpoint, model.config);
   const absl::StatusOr<int32_t> max_model_len =
       ChooseMaxModelLen(options.max_model_len, model.config);
   if (!max_model_len.ok()) return max_model_len.status();
@@ -75,12 +86,11 @@ absl::StatusOr<OpenedModel> OpenModel(const ModelFactsOptions& options) {
   const std::unique_ptr<ComputeBackend> backend = MakeCpuBackend(&pool, options.isa, &error);
   if (backend == nullptr) return absl::InvalidArgumentError(error);
   model.kv_bytes_per_block = KvBytesPerBlock(model.config, model.dtype, *backend);
-  model.expert_bytes =
-      CountParameters(model.config).per_expert * static_cast<int64_t>(DTypeSize(model.dtype));
+  model.expert_bytes = LargestExpertBytes(model.config, model.formats, *backend);
   const ModelConfig& c = model.config;
   model.info = {.name = BaseName(options.model_dir),
                 .architecture = c.architecture,
-                .numerics_id = absl::StrCat(backend->numerics_id(), "/", DTypeName(model.dtype)),
+                .numerics_id = NumericsId(*backend, model),
                 .dtype = DTypeName(model.dtype),
                 .vocab_size = static_cast<int32_t>(c.vocab_size),
                 .max_model_len = *max_model_len,
@@ -101,6 +111,7 @@ absl::StatusOr<uint64_t> ModelHash(const std::string& model_dir, const OpenedMod
   if (!config.ok()) return config.status();
   Hash64 hash;
   hash.Text(*config);
+  hash.Text(model.formats.name());
   for (const TensorSpec& spec : ModelTensors(model.config)) {
     hash.Text(spec.name);
     for (int64_t dim : spec.shape) hash.Number(static_cast<uint64_t>(dim));

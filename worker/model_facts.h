@@ -11,6 +11,7 @@
 #include "proto/model_info.h"
 #include "worker/checkpoint.h"
 #include "worker/model_config.h"
+#include "worker/weight_formats.h"
 
 namespace switchyard {
 
@@ -19,12 +20,14 @@ struct ModelFactsOptions {
   std::string dtype = "auto";  // "auto": as stored; "float32", "bfloat16"
   std::string isa = "auto";    // of the CPU back end: "auto", "avx512", "avx2", "portable"
   int max_model_len = 0;       // tokens; 0: max_position_embeddings
+  WeightFormatOptions formats = {};
 };
 
 struct ModelFacts {
-  ModelInfo info;            // without num_kv_blocks
-  uint64_t model_hash = 0;   // of config.json, the tensor table and a sample of each tensor
-  int64_t expert_bytes = 0;  // one expert's weights in memory
+  ModelInfo info;  // without num_kv_blocks
+  uint64_t model_hash =
+      0;  // of config.json, the tensor table, a sample of each tensor, the formats
+  int64_t expert_bytes = 0;  // of the largest expert in memory
 };
 absl::StatusOr<ModelFacts> ReadModelFacts(const ModelFactsOptions& options);
 
@@ -32,10 +35,11 @@ absl::StatusOr<ModelFacts> ReadModelFacts(const ModelFactsOptions& options);
 struct OpenedModel {
   ModelConfig config;
   Checkpoint checkpoint;
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;  // of activations and of what is not quantised
+  WeightFormats formats;
   ModelInfo info;  // without num_kv_blocks
   int64_t kv_bytes_per_block = 0;
-  int64_t expert_bytes = 0;
+  int64_t expert_bytes = 0;  // of the largest expert in memory
 };
 absl::StatusOr<OpenedModel> OpenModel(const ModelFactsOptions& options);
 

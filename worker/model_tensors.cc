@@ -1,6 +1,7 @@
 #include "worker/model_tensors.h"
 
 #include "absl/strings/str_cat.h"
+#include "kernels/check.h"
 
 namespace switchyard {
 namespace {
@@ -106,6 +107,13 @@ std::vector<TensorSpec> ModelTensors(const ModelConfig& config) {
     list.Add(TensorRole::kLmHead, -1, "lm_head.weight", {config.vocab_size, config.hidden_size});
   }
   return specs;
+}
+
+int32_t LayerOfMoe(const ModelConfig& config, int32_t moe_layer) {
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    if (config.is_moe_layer[static_cast<size_t>(layer)] && moe_layer-- == 0) return layer;
+  }
+  SY_CHECK(false);
 }
 
 bool IsExpertRole(TensorRole role) {

@@ -60,6 +60,9 @@ struct TensorSpec {
 // In the order of computation. REQUIRES: a config without refusals.
 std::vector<TensorSpec> ModelTensors(const ModelConfig& config);
 
+// The layer of the model that is its `moe_layer`-th with experts. REQUIRES: there is one.
+int32_t LayerOfMoe(const ModelConfig& config, int32_t moe_layer);
+
 bool IsExpertRole(TensorRole role);
 bool IsNormRole(TensorRole role);
 bool IsBiasRole(TensorRole role);

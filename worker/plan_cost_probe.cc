@@ -72,7 +72,7 @@ PlanCosts MeasurePlanCosts(const PlanCostProbe& probe, ComputeBackend* backend, 
   int64_t bytes = 0;
   while (experts.size() < 2 || (bytes < kProbeBytes && experts.size() < 64)) {
     const MlpWeights& expert =
-        experts.emplace_back(backend->MakeMlp(probe.width, probe.hidden, FormatOf(probe.dtype)));
+        experts.emplace_back(backend->MakeMlp(probe.width, probe.hidden, probe.format));
     Clear(expert.gate_up.storage);
     Clear(expert.down.storage);
     bytes += static_cast<int64_t>(expert.gate_up.storage.bytes() + expert.down.storage.bytes());

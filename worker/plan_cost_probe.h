@@ -13,8 +13,9 @@ namespace switchyard {
 
 struct PlanCostProbe {
   int64_t hidden = 0;
-  int64_t width = 0;  // of an expert
-  DType dtype = DType::kF32;
+  int64_t width = 0;          // of an expert
+  DType dtype = DType::kF32;  // of the rows
+  WeightFormat format = {};   // of an expert
 };
 
 // Moving is measured over `link`: ranks of several processes; without one as a copy in memory:

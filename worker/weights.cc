@@ -16,15 +16,42 @@ void ReleaseLoaded(Checkpoint::Loaded& loaded, const LoadProgress& progress) {
   progress(bytes);
 }
 
+// A stored matrix as the back end takes it: one code a byte, scales, zero points.
+class StoredCodes {
+ public:
+  explicit StoredCodes(const StoredMatrix& m)
+      : n_(m.n),
+        k_(m.k),
+        format_{.type = m.scheme.bits == 4 ? WeightType::kInt4 : WeightType::kInt8,
+                .group = static_cast<int32_t>(m.scheme.block_cols == 0 ? m.k : m.scheme.block_cols),
+                .zero_points = m.scheme.zero_points},
+        codes_(static_cast<size_t>(m.n * m.k)),
+        scales_(UnpackScales(m)) {
+    UnpackCodes(m, 0, m.n, codes_.data());
+    if (!format_.zero_points) return;
+    for (const int32_t zero : UnpackZeros(m)) zeros_.push_back(static_cast<uint8_t>(zero));
+  }
+  QuantizedTensor view() const {
+    return {
+        .n = n_, .k = k_, .format = format_, .codes = codes_, .scales = scales_, .zeros = zeros_};
+  }
+
+ private:
+  const int64_t n_, k_;
+  const WeightFormat format_;
+  std::vector<uint8_t> codes_;
+  std::vector<float> scales_;
+  std::vector<uint8_t> zeros_;
+};
+
 // Loads the tensors of one layer (or of none) and reports progress.
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, DType dtype, ComputeBackend* backend,
-         const LoadProgress& progress)
-      : checkpoint_(checkpoint), dtype_(dtype), backend_(backend), progress_(progress) {}
+  Loader(const OpenedModel& model, ComputeBackend* backend, const LoadProgress& progress)
+      : model_(model), backend_(backend), progress_(progress) {}
 
   FloatVector Vector(TensorRole role, int32_t layer = -1) const {
-    Checkpoint::Loaded loaded = checkpoint_.Load({role, layer}, DType::kF32);
+    Checkpoint::Loaded loaded = model_.checkpoint.Load({role, layer}, DType::kF32);
     FloatVector out;
     out.storage = Buffer(loaded.view.bytes());
     std::memcpy(out.storage.data(), loaded.view.data, loaded.view.bytes());
@@ -34,18 +61,35 @@ class Loader {
   }
 
   PackedMatrix Matrix(TensorRole role, int32_t layer = -1) const {
-    Checkpoint::Loaded loaded = checkpoint_.Load({role, layer}, dtype_);
-    PackedMatrix out = backend_->Pack(loaded.view, FormatOf(dtype_));
+    const TensorKey key{role, layer};
+    if (model_.formats.keeps_stored(key)) {
+      const StoredCodes stored(*model_.checkpoint.Quantized(key));
+      PackedMatrix out = backend_->Pack(stored.view());
+      backend_->Synchronize();
+      Kept(key);
+      return out;
+    }
+    Checkpoint::Loaded loaded = model_.checkpoint.Load(key, model_.dtype);
+    PackedMatrix out = backend_->Pack(loaded.view, model_.formats.Of(key));
     backend_->Synchronize();
     Done(loaded);
     return out;
   }
 
   MlpWeights Mlp(TensorKey gate_key, TensorKey up_key, TensorKey down_key) const {
-    Checkpoint::Loaded gate = checkpoint_.Load(gate_key, dtype_);
-    Checkpoint::Loaded up = checkpoint_.Load(up_key, dtype_);
-    Checkpoint::Loaded down = checkpoint_.Load(down_key, dtype_);
-    MlpWeights out = backend_->PackMlp(gate.view, up.view, down.view, FormatOf(dtype_));
+    if (model_.formats.keeps_stored(down_key)) {
+      const StoredCodes gate(*model_.checkpoint.Quantized(gate_key));
+      const StoredCodes up(*model_.checkpoint.Quantized(up_key));
+      const StoredCodes down(*model_.checkpoint.Quantized(down_key));
+      MlpWeights out = backend_->PackMlp(gate.view(), up.view(), down.view());
+      backend_->Synchronize();
+      for (const TensorKey& key : {gate_key, up_key, down_key}) Kept(key);
+      return out;
+    }
+    Checkpoint::Loaded gate = model_.checkpoint.Load(gate_key, model_.dtype);
+    Checkpoint::Loaded up = model_.checkpoint.Load(up_key, model_.dtype);
+    Checkpoint::Loaded down = model_.checkpoint.Load(down_key, model_.dtype);
+    MlpWeights out = backend_->PackMlp(gate.view, up.view, down.view, model_.formats.Of(down_key));
     backend_->Synchronize();
     Done(gate);
     Done(up);
@@ -54,10 +98,14 @@ class Loader {
   }
 
  private:
+  void Kept(const TensorKey& key) const {
+    Checkpoint::Loaded read;
+    read.source = model_.checkpoint.Parts(key);
+    Done(read);
+  }
   void Done(Checkpoint::Loaded& loaded) const { ReleaseLoaded(loaded, progress_); }
 
-  const Checkpoint& checkpoint_;
-  const DType dtype_;
+  const OpenedModel& model_;
   ComputeBackend* const backend_;
   const LoadProgress& progress_;
 };
@@ -96,31 +144,22 @@ AttentionLayerWeights LoadLayer(const Loader& load, const ModelConfig& config, i
   return out;
 }
 
-// The layer of the model that is its `moe_layer`-th with experts.
-int32_t LayerOfMoe(const ModelConfig& config, int32_t moe_layer) {
-  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
-    if (config.is_moe_layer[static_cast<size_t>(layer)] && moe_layer-- == 0) return layer;
-  }
-  SY_CHECK(false);
-}
-
 }  // namespace
 
-std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& checkpoint,
-                                                             const ModelConfig& config, DType dtype,
-                                                             int64_t max_model_len,
+std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const OpenedModel& model,
                                                              ComputeBackend* backend,
                                                              const LoadProgress& progress) {
+  const ModelConfig& config = model.config;
   auto weights = std::make_shared<AttentionWeights>();
-  weights->dtype = dtype;
-  const Loader load(checkpoint, dtype, backend, progress);
-  Checkpoint::Loaded embedding = checkpoint.Load({TensorRole::kEmbedding}, dtype);
+  weights->dtype = model.dtype;
+  const Loader load(model, backend, progress);
+  Checkpoint::Loaded embedding = model.checkpoint.Load({TensorRole::kEmbedding}, model.dtype);
   weights->embedding_storage = Buffer(embedding.view.bytes());
   std::memcpy(weights->embedding_storage.data(), embedding.view.data, embedding.view.bytes());
   weights->embedding =
-      weights->embedding_storage.View(dtype, {config.vocab_size, config.hidden_size});
+      weights->embedding_storage.View(model.dtype, {config.vocab_size, config.hidden_size});
   if (config.tie_word_embeddings) {
-    weights->lm_head = backend->Pack(weights->embedding, FormatOf(dtype));
+    weights->lm_head = backend->Pack(weights->embedding, model.formats.Of({TensorRole::kLmHead}));
     backend->Synchronize();
   }
   ReleaseLoaded(embedding, progress);
@@ -129,59 +168,37 @@ std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& c
   }
   weights->final_norm = load.Vector(TensorRole::kFinalNorm);
   if (!config.tie_word_embeddings) weights->lm_head = load.Matrix(TensorRole::kLmHead);
-  weights->rope = MakeRopeTables(config.attention.rope, max_model_len);
+  weights->rope = MakeRopeTables(config.attention.rope, model.info.max_model_len);
   return weights;
 }
 
-std::shared_ptr<const MlpWeights> LoadExpert(const Checkpoint& checkpoint,
-                                             const ModelConfig& config, DType dtype,
-                                             int32_t moe_layer, int32_t expert,
-                                             ComputeBackend* backend,
+std::shared_ptr<const MlpWeights> LoadExpert(const OpenedModel& model, int32_t moe_layer,
+                                             int32_t expert, ComputeBackend* backend,
                                              const LoadProgress& progress) {
-  const Loader load(checkpoint, dtype, backend, progress);
-  const int32_t layer = LayerOfMoe(config, moe_layer);
+  const Loader load(model, backend, progress);
+  const int32_t layer = LayerOfMoe(model.config, moe_layer);
   return std::make_shared<MlpWeights>(load.Mlp({TensorRole::kExpertGate, layer, expert},
                                                {TensorRole::kExpertUp, layer, expert},
                                                {TensorRole::kExpertDown, layer, expert}));
 }
 
-std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpoint,
-                                                       const ModelConfig& config, DType dtype,
+std::shared_ptr<const ExpertWeights> LoadExpertWeights(const OpenedModel& model,
                                                        const ExpertPlacement& placement,
                                                        int32_t rank, ComputeBackend* backend,
                                                        const LoadProgress& progress) {
   auto weights = std::make_shared<ExpertWeights>();
-  weights->dtype = dtype;
+  weights->dtype = model.dtype;
   for (int32_t layer = 0; layer < placement.num_layers(); ++layer) {
     auto& experts = weights->experts.emplace_back();
-    experts.resize(static_cast<size_t>(config.moe.routing.num_experts));
+    experts.resize(static_cast<size_t>(model.config.moe.routing.num_experts));
     for (int32_t expert : placement.ExpertsOf(layer, rank)) {
-      experts[static_cast<size_t>(expert)] =
-          LoadExpert(checkpoint, config, dtype, layer, expert, backend, progress);
+      experts[static_cast<size_t>(expert)] = LoadExpert(model, layer, expert, backend, progress);
     }
   }
   return weights;
 }
 
-int64_t AttentionMemoryBytes(const ModelConfig& config, DType dtype, int64_t max_model_len) {
-  const int64_t tied_copy = config.tie_word_embeddings ? config.vocab_size * config.hidden_size : 0;
-  const int64_t rope_tables =
-      max_model_len * config.attention.rope.rotary_dim * static_cast<int64_t>(sizeof(float));
-  return (CountParameters(config).attention_side + tied_copy) *
-             static_cast<int64_t>(DTypeSize(dtype)) +
-         rope_tables;
-}
-
-int64_t ExpertMemoryBytes(const ModelConfig& config, DType dtype, const ExpertPlacement& placement,
-                          int32_t rank) {
-  int64_t experts = 0;
-  for (int32_t layer = 0; layer < placement.num_layers(); ++layer) {
-    experts += static_cast<int64_t>(placement.ExpertsOf(layer, rank).size());
-  }
-  return experts * CountParameters(config).per_expert * static_cast<int64_t>(DTypeSize(dtype));
-}
-
-int64_t AttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config) {
+int64_t StoredAttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config) {
   int64_t bytes = 0;
   for (const TensorSpec& spec : ModelTensors(config)) {
     if (!IsExpertRole(spec.key.role)) bytes += checkpoint.StoredBytes(spec.key);
@@ -189,8 +206,8 @@ int64_t AttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config) 
   return bytes;
 }
 
-int64_t ExpertBytes(const Checkpoint& checkpoint, const ModelConfig& config,
-                    const ExpertPlacement& placement, int32_t rank) {
+int64_t StoredExpertBytes(const Checkpoint& checkpoint, const ModelConfig& config,
+                          const ExpertPlacement& placement, int32_t rank) {
   int64_t bytes = 0;
   int32_t moe_layer = 0;
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {

@@ -14,6 +14,7 @@
 #include "kernels/backend.h"
 #include "worker/checkpoint.h"
 #include "worker/model_config.h"
+#include "worker/model_facts.h"
 #include "worker/rope.h"
 
 namespace switchyard {
@@ -63,31 +64,22 @@ struct ExpertWeights {
 // Called after each tensor with the bytes of the checkpoint that it took.
 using LoadProgress = std::function<void(int64_t bytes)>;
 
-std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const Checkpoint& checkpoint,
-                                                             const ModelConfig& config, DType dtype,
-                                                             int64_t max_model_len,
+// In the formats of `model.formats`.
+std::shared_ptr<const AttentionWeights> LoadAttentionWeights(const OpenedModel& model,
                                                              ComputeBackend* backend,
                                                              const LoadProgress& progress);
 // One expert; `moe_layer` counts MoE layers only.
-std::shared_ptr<const MlpWeights> LoadExpert(const Checkpoint& checkpoint,
-                                             const ModelConfig& config, DType dtype,
-                                             int32_t moe_layer, int32_t expert,
-                                             ComputeBackend* backend, const LoadProgress& progress);
-std::shared_ptr<const ExpertWeights> LoadExpertWeights(const Checkpoint& checkpoint,
-                                                       const ModelConfig& config, DType dtype,
+std::shared_ptr<const MlpWeights> LoadExpert(const OpenedModel& model, int32_t moe_layer,
+                                             int32_t expert, ComputeBackend* backend,
+                                             const LoadProgress& progress);
+std::shared_ptr<const ExpertWeights> LoadExpertWeights(const OpenedModel& model,
                                                        const ExpertPlacement& placement,
                                                        int32_t rank, ComputeBackend* backend,
                                                        const LoadProgress& progress);
 
-// Bytes in memory of the weights of one attention worker (they are shared) and of the experts of
-// one rank.
-int64_t AttentionMemoryBytes(const ModelConfig& config, DType dtype, int64_t max_model_len);
-int64_t ExpertMemoryBytes(const ModelConfig& config, DType dtype, const ExpertPlacement& placement,
-                          int32_t rank);
-
-// Bytes of the checkpoint that the two functions above read.
-int64_t AttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config);
-int64_t ExpertBytes(const Checkpoint& checkpoint, const ModelConfig& config,
-                    const ExpertPlacement& placement, int32_t rank);
+// Bytes of the checkpoint that loading the attention side, or the experts of one rank, reads.
+int64_t StoredAttentionBytes(const Checkpoint& checkpoint, const ModelConfig& config);
+int64_t StoredExpertBytes(const Checkpoint& checkpoint, const ModelConfig& config,
+                          const ExpertPlacement& placement, int32_t rank);
 
 }  // namespace switchyard

@@ -54,7 +54,8 @@ v1::PlanCosts MeasureCosts(const OpenedModel& model, const std::string& data_hos
   }
   PlanCosts costs = MeasurePlanCosts({.hidden = model.config.hidden_size,
                                       .width = model.config.moe.expert_width,
-                                      .dtype = model.dtype},
+                                      .dtype = model.dtype,
+                                      .format = SlotFormats(model).front()},
                                      backend, link.ok() ? link->get() : nullptr);
   if (!link.ok()) costs.expert_move_ps = 0;
   spdlog::info("plan costs: {} ns to read an expert, {} ns per row, {} ns to move an expert",
@@ -115,17 +116,14 @@ std::unique_ptr<RoleHost> WorkerProcess::MakeHost(v1::WorkerRole role,
   if (role == v1::WORKER_ROLE_EXPERT)
     return MakeExpertHost(context, home_slots_,
                           MeasureCosts(model_, options.data_host, backend_.get()));
-  const int64_t total = AttentionBytes(model_.checkpoint, model_.config);
+  const int64_t total = StoredAttentionBytes(model_.checkpoint, model_.config);
   int64_t done = 0;
   const LoadProgress progress = [&](int64_t bytes) {
     done += bytes;
     if (options.progress) options.progress(done, total);
   };
-  return MakeAttentionHost(
-      context,
-      LoadAttentionWeights(model_.checkpoint, model_.config, model_.dtype,
-                           model_.info.max_model_len, backend_.get(), progress),
-      kv_blocks_);
+  return MakeAttentionHost(context, LoadAttentionWeights(model_, backend_.get(), progress),
+                           kv_blocks_);
 }
 
 absl::StatusOr<std::unique_ptr<WorkerProcess>> WorkerProcess::Create(

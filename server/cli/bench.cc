@@ -7,6 +7,7 @@
 #include "comm/bench_planner.h"
 #include "kernels/bench_kernels.h"
 #include "server/cli/command.h"
+#include "server/cli/local_engine.h"
 #include "server/cli/log.h"
 #include "server/progress_bar.h"
 #include "worker/bench_offline.h"
@@ -222,6 +223,7 @@ Command AddBench(CLI::App* parent) {
       ->capture_default_str();
   offline->add_option("--isa", options.cell.isa, "auto, avx512, avx2 or portable")
       ->capture_default_str();
+  AddWeightFormatFlags(offline, &options.cell.formats);
   offline->add_option("--seed", options.seed, "of the random tokens")->capture_default_str();
   offline->add_flag("--json", flags->json, "print JSON alone on stdout");
   auto planner_flags = std::make_shared<BenchPlannerFlags>();

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "server/cli/command.h"
+#include "server/cli/local_engine.h"
 #include "server/cli/log.h"
 
 namespace switchyard {
@@ -37,6 +38,7 @@ Command AddInspect(CLI::App* parent) {
   app->add_option("--dtype", flags->options.dtype, "type the memory figures are for")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  AddWeightFormatFlags(app, &flags->options.formats);
   app->add_flag("--json", flags->json, "print JSON alone on stdout");
   return {app, [flags] { return RunInspectCommand(*flags); }};
 }

@@ -111,6 +111,17 @@ void AddComputeFlags(CLI::App* app, CellOptions* cell, std::string* device) {
   app->add_option("--dtype", cell->dtype, "auto (as stored), float32 or bfloat16")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  AddWeightFormatFlags(app, &cell->formats);
+}
+
+void AddWeightFormatFlags(CLI::App* app, WeightFormatOptions* formats) {
+  app->add_option("--quantization", formats->quantization,
+                  "weights in memory: none (as --dtype), int8 or int4")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"none", "int8", "int4"}));
+  app->add_option("--quantization-overrides", formats->overrides_file,
+                  "JSON file with other formats for some layers, experts or roles")
+      ->check(CLI::ExistingFile);
 }
 
 void AddBalanceFlags(CLI::App* app, PlannerOptions* planner) {

@@ -31,6 +31,9 @@ void AddLocalEngineFlags(CLI::App* app, LocalEngineFlags* flags);
 // How expert workers share the work: --balance, --expert-foreign-slots.
 void AddBalanceFlags(CLI::App* app, PlannerOptions* planner);
 
+// In which format weights are kept: --quantization, --quantization-overrides.
+void AddWeightFormatFlags(CLI::App* app, WeightFormatOptions* formats);
+
 // How a worker computes: threads, device, instruction path, dtype.
 void AddComputeFlags(CLI::App* app, CellOptions* cell, std::string* device);
 

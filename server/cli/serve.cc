@@ -29,7 +29,8 @@ int RunProcesses(const ServeFlags& flags) {
   cluster.model = {.model_dir = cell.model_dir,
                    .dtype = cell.dtype,
                    .isa = cell.isa,
-                   .max_model_len = cell.max_model_len};
+                   .max_model_len = cell.max_model_len,
+                   .formats = cell.formats};
   cluster.scheduler = flags.engine.scheduler;
   cluster.front_end = flags.front_end;
   cluster.cluster = flags.cluster;
@@ -53,6 +54,9 @@ int RunProcesses(const ServeFlags& flags) {
   add("--threads", std::max(1, cores / workers));
   add("--dtype", cell.dtype);
   add("--isa", cell.isa);
+  add("--quantization", cell.formats.quantization);
+  if (!cell.formats.overrides_file.empty())
+    add("--quantization-overrides", cell.formats.overrides_file);
   add("--max-model-len", cell.max_model_len);
   add("--kv-cache-memory", cell.kv_cache_memory / cell.attention_workers);
   add("--log-format", flags.front_end.log_format);

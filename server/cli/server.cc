@@ -71,6 +71,7 @@ Command AddServer(CLI::App* parent) {
   app->add_option("--dtype", flags->model.dtype, "auto (as stored), float32 or bfloat16")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  AddWeightFormatFlags(app, &flags->model.formats);
   app->add_option("--max-model-len", flags->model.max_model_len,
                   "prompt + output tokens of a sequence (0: as the model says)")
       ->capture_default_str()

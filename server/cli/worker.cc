@@ -17,6 +17,7 @@
 #include "kernels/mutex.h"
 #include "server/cli/cluster_engine.h"
 #include "server/cli/command.h"
+#include "server/cli/local_engine.h"
 #include "server/cli/log.h"
 #include "server/progress_bar.h"
 #include "server/shutdown_signals.h"
@@ -167,6 +168,7 @@ Command AddWorker(CLI::App* parent, WrapHost wrap_host) {
   app->add_option("--dtype", process.model.dtype, "auto (as stored), float32 or bfloat16")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  AddWeightFormatFlags(app, &process.model.formats);
   app->add_option("--isa", process.model.isa,
                   "instruction path: auto, avx512, avx2 or portable; all workers use the same")
       ->capture_default_str()
