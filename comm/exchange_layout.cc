@@ -16,7 +16,7 @@ static_assert(std::endian::native == std::endian::little,
 static_assert(std::is_trivially_copyable_v<ExchangeHeader> && sizeof(ExchangeHeader) == 88);
 
 constexpr uint32_t kMagic = 0x45585953;  // "SYXE"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 
 uint64_t ParticipantsHash(const StepHeader& step) {
   uint64_t hash = 0xcbf29ce484222325u ^ step.micro_batches;  // FNV-1a over words

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <system_error>
 #include <utility>
@@ -338,6 +339,9 @@ absl::StatusOr<RoutingTrace> ParseRoutingTrace(std::span<const std::byte> bytes,
 }
 
 absl::StatusOr<RoutingTrace> ReadRoutingTrace(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error))  // a folder can be opened, but not read
+    return absl::NotFoundError(absl::StrCat("'", path, "' is not a file"));
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return absl::NotFoundError(absl::StrCat("cannot read '", path, "'"));
   const std::streamoff size = file.tellg();

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "comm/recorded_workload.h"
+#include "comm/test_problems.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -73,9 +74,7 @@ OwnedStep RandomStep(const RoutingTraceShape& shape, std::mt19937& random, Rows*
 }
 
 TEST(RoutingTrace, ReadsWhatWasWritten) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random = SeededRng();
   const std::string path = TestPath();
   for (int32_t num_experts : {1, 16, 254, 255, 256, 65534}) {
     for (bool has_weights : {true, false}) {

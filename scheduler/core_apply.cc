@@ -11,6 +11,9 @@
 namespace switchyard {
 namespace {
 
+// What a worker says of its times beyond this is nonsense; an hour's step has long been stalled.
+constexpr int64_t kMaxStepNs = int64_t{3600} * 1'000'000'000;
+
 double Seconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double>(d).count();
 }
@@ -42,10 +45,10 @@ std::optional<StepObservation> SchedulerCore::Apply(const StepResult& result, Ti
   const std::string error = result.error.empty() ? CheckResult(*share, result) : result.error;
   if (error.empty()) {
     in_flight_->succeeded = true;
-    in_flight_->sample.step_ns = std::max(in_flight_->sample.step_ns, result.step_ns);
-    in_flight_->worker_ns += std::max<int64_t>(0, result.step_ns);
-    in_flight_->wait_ns +=
-        std::clamp<int64_t>(result.wait_ns, 0, std::max<int64_t>(0, result.step_ns));
+    const int64_t step_ns = std::clamp<int64_t>(result.step_ns, 0, kMaxStepNs);
+    in_flight_->sample.step_ns = std::max(in_flight_->sample.step_ns, step_ns);
+    in_flight_->worker_ns += step_ns;
+    in_flight_->wait_ns += std::clamp<int64_t>(result.wait_ns, 0, step_ns);
     CommitShare(*share, result, now);
   } else {
     in_flight_->aborted = true;
@@ -185,6 +188,7 @@ void SchedulerCore::CountTimes(const StepRecord& record) {
   if (record.sample.micro_batches > 1) ++stats_.two_micro_batches;
   stats_.worker_seconds += kSecondsPerNs * static_cast<double>(record.worker_ns);
   stats_.wait_seconds += kSecondsPerNs * static_cast<double>(record.wait_ns);
+  if (record.aborted) micro_batch_policy_.Fail(record.sample);
   if (record.aborted || record.worker_ns == 0) return;
   MicroBatchSample sample = record.sample;
   sample.wait_share = static_cast<double>(record.wait_ns) / static_cast<double>(record.worker_ns);

@@ -86,6 +86,7 @@ void SchedulerCore::EndEpoch(const EpochEnd& end) {
   if (!step_in_flight()) return;
   const StepRecord record = *std::exchange(in_flight_, std::nullopt);
   ++stats_.lost_steps;
+  micro_batch_policy_.Fail(record.sample);
   spdlog::warn("epoch {} ended in step {}: {} attention workers lost{}", epoch_, record.step,
                end.lost_attention.size(), end.expert_lost ? ", and expert workers" : "");
   for (const WorkerShare& share : record.shares) {

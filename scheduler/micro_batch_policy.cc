@@ -33,8 +33,8 @@ MicroBatchPolicy::Size& MicroBatchPolicy::SizeOf(int32_t rows) {
 }
 
 uint32_t MicroBatchPolicy::Choose(int32_t rows) {
-  if (mode_ != MicroBatchMode::kAuto) return mode_ == MicroBatchMode::kTwo ? 2 : 1;
   if (rows < 2) return 1;  // the second would be empty
+  if (mode_ != MicroBatchMode::kAuto) return mode_ == MicroBatchMode::kTwo ? 2 : 1;
   Size& size = SizeOf(rows);
   if (!size.trial) return size.chosen;
   // 1 2 2 1 1 2 2 1 …: what drifts hits both alike.
@@ -64,6 +64,22 @@ void MicroBatchPolicy::Observe(const MicroBatchSample& sample) {
   size.planned = 0;
 }
 
+void MicroBatchPolicy::Fail(const MicroBatchSample& sample) {
+  if (mode_ != MicroBatchMode::kAuto || sample.rows < 2) return;
+  Size& size = SizeOf(sample.rows);
+  if (!size.trial && size.chosen == 1) return;
+  size.chosen = 1;
+  size.pause[0] = std::min(2 * size.pause[0], kLastPause);
+  Rest(&size, size.pause[0]);
+}
+
+// No trial for the next `pause` steps.
+void MicroBatchPolicy::Rest(Size* size, int32_t pause) {
+  size->steps_left = pause;
+  size->trial = false;
+  for (std::vector<int64_t>& values : size->step_ns) values.clear();
+}
+
 void MicroBatchPolicy::EndTrial(Size* size) {
   auto& [one, two] = size->step_ns;
   int32_t wins = 0;
@@ -80,9 +96,7 @@ void MicroBatchPolicy::EndTrial(Size* size) {
     pause = std::min(2 * pause, kLastPause);
   }
   size->chosen = best;
-  size->steps_left = pause;
-  size->trial = false;
-  for (std::vector<int64_t>& values : size->step_ns) values.clear();
+  Rest(size, pause);
 }
 
 }  // namespace switchyard

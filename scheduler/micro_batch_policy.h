@@ -35,9 +35,12 @@ class MicroBatchPolicy {
 
   explicit MicroBatchPolicy(MicroBatchMode mode) : mode_(mode) {}
 
-  // For the next step, 1 or 2. REQUIRES: rows >= 1.
+  // For the next step, 1 or 2; a single row goes in one. REQUIRES: rows >= 1.
   uint32_t Choose(int32_t rows);
   void Observe(const MicroBatchSample& sample);
+  // A step that was aborted or lost: ends the trial of its size, which falls back to one and is
+  // tried again later and later. So a cell that cannot do steps in two gets on.
+  void Fail(const MicroBatchSample& sample);
 
  private:
   struct Size {
@@ -51,6 +54,7 @@ class MicroBatchPolicy {
     std::array<std::vector<int64_t>, 2> step_ns;  // in one, in two
   };
   static void EndTrial(Size* size);
+  static void Rest(Size* size, int32_t pause);
   Size& SizeOf(int32_t rows);
 
   const MicroBatchMode mode_;

@@ -49,40 +49,35 @@ double ShareOfTwo(MicroBatchPolicy& policy, VirtualCell& cell, int32_t rows, int
   return 2.0 * two / steps;
 }
 
-uint32_t Seed() {
-  const uint32_t seed = std::random_device{}();
-  std::printf("seed %u\n", seed);
-  return seed;
-}
+constexpr uint32_t kSeed = 20261128;  // what is asserted of many cells holds of most, not of all
 
 TEST(MicroBatchPolicy, AFlagDecidesForAllSteps) {
   MicroBatchPolicy one(MicroBatchMode::kOne), two(MicroBatchMode::kTwo);
   VirtualCell cell({.own_row = 1, .away_row = 1}, 1);
   EXPECT_EQ(ShareOfTwo(one, cell, 64, 2000), 0);
-  EXPECT_EQ(ShareOfTwo(two, cell, 1, 2000), 1);
+  EXPECT_EQ(ShareOfTwo(two, cell, 2, 2000), 1);
+  EXPECT_EQ(ShareOfTwo(two, cell, 1, 2000), 0);  // the second would be empty
 }
 
 TEST(MicroBatchPolicy, TakesTwoWhereTheyPay) {
-  const uint32_t seed = Seed();
   for (uint32_t i = 0; i < 50; ++i) {
     MicroBatchPolicy policy(MicroBatchMode::kAuto);
     VirtualCell cell({.own_fixed = 10, .own_row = 1, .away_fixed = 10, .away_row = 1, .noise = 0.1},
-                     seed + i);
-    EXPECT_GT(ShareOfTwo(policy, cell, 256, 8000), 0.95) << seed + i;
+                     kSeed + i);
+    EXPECT_GT(ShareOfTwo(policy, cell, 256, 8000), 0.95) << kSeed + i;
   }
 }
 
 TEST(MicroBatchPolicy, SettlesAtOneWhereTheyNeverPay) {
-  const uint32_t seed = Seed();
   // Weights are read twice: what is hidden is paid for. Noise makes it take two for a while.
   const Costs fixed{
       .own_fixed = 100, .own_row = 0.1, .away_fixed = 100, .away_row = 0.1, .noise = 0.1};
   double sum = 0;
   for (uint32_t i = 0; i < 50; ++i) {
     MicroBatchPolicy policy(MicroBatchMode::kAuto);
-    VirtualCell cell(fixed, seed + i);
+    VirtualCell cell(fixed, kSeed + i);
     const double share = ShareOfTwo(policy, cell, 16, 20000);
-    EXPECT_LT(share, 0.5) << seed + i;
+    EXPECT_LT(share, 0.5) << kSeed + i;
     sum += share;
   }
   EXPECT_LT(sum / 50, 0.05);
@@ -152,7 +147,7 @@ TEST(MicroBatchPolicy, StepsThatWereNotMeasuredChangeNothing) {
 
 // With a step planned before the last one is answered, and with answers that never come.
 TEST(MicroBatchPolicy, TrialsEndThoughStepsOverlapOrAreLost) {
-  std::mt19937 random(Seed());
+  std::mt19937 random(kSeed);
   MicroBatchPolicy policy(MicroBatchMode::kAuto);
   VirtualCell cell({.own_row = 1, .away_row = 1}, 1);
   uint32_t in_flight = policy.Choose(64);
@@ -162,6 +157,20 @@ TEST(MicroBatchPolicy, TrialsEndThoughStepsOverlapOrAreLost) {
     in_flight = next;
   }
   EXPECT_EQ(in_flight, 2u);
+}
+
+// Steps in two always fail: only a few are tried, fewer and fewer.
+TEST(MicroBatchPolicy, FailuresEndATrial) {
+  MicroBatchPolicy policy(MicroBatchMode::kAuto);
+  VirtualCell cell({.own_row = 1, .away_row = 1}, 1);
+  int32_t two = 0;
+  for (int32_t i = 0; i < 20000; ++i) {
+    const MicroBatchSample sample = cell.Run(64, policy.Choose(64));
+    two += sample.micro_batches == 2;
+    sample.micro_batches == 2 ? policy.Fail(sample) : policy.Observe(sample);
+  }
+  EXPECT_GE(two, 5);
+  EXPECT_LE(two, 12);
 }
 
 }  // namespace

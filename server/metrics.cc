@@ -110,11 +110,12 @@ struct Metrics::Families {
                                   "Generated tokens that were kept.");
   Counter& preemptions = AddCounter(registry, "switchyard_preemptions_total",
                                     "Sequences that lost their KV blocks to others.");
-  prometheus::Family<Counter>& steps =
-      BuildCounter()
-          .Name("switchyard_steps_total")
-          .Help("Steps by the number of micro-batches that their rows travelled in.")
-          .Register(registry);
+  prometheus::Family<Counter>& steps = BuildCounter()
+                                           .Name("switchyard_steps_total")
+                                           .Help(
+                                               "Steps (switchyard_engine_iterations_total) by the "
+                                               "micro-batches that their rows travelled in.")
+                                           .Register(registry);
   Counter& one_micro_batch = steps.Add({{"micro_batches", "1"}});
   Counter& two_micro_batches = steps.Add({{"micro_batches", "2"}});
   Counter& worker_seconds = AddCounter(registry, "switchyard_attention_step_seconds_total",

@@ -196,6 +196,7 @@ absl::Status ExpertWorker::Plan(const StepHeader& step, const ExchangeKey& key) 
 }
 
 void ExpertWorker::CountPlan(std::chrono::nanoseconds duration) {
+  if (plan_.total_copies == 0) return;  // an empty micro-batch
   constexpr double kPpm = 1e6;
   WorkerCounters& counters = *options_.counters;
   const auto add = [](std::atomic<uint64_t>& total, double value) {
@@ -204,8 +205,7 @@ void ExpertWorker::CountPlan(std::chrono::nanoseconds duration) {
   add(counters.plans, 1);
   add(counters.plan_ns, static_cast<double>(duration.count()));
   const double mean = static_cast<double>(plan_.total_copies) / plan_.num_ranks;
-  add(counters.balancedness_ppm,
-      plan_.max_rank_copies > 0 ? kPpm * mean / static_cast<double>(plan_.max_rank_copies) : kPpm);
+  add(counters.balancedness_ppm, kPpm * mean / static_cast<double>(plan_.max_rank_copies));
   add(counters.plan_gap_ppm, kPpm * plan_.Gap());
 }
 

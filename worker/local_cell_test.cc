@@ -80,6 +80,7 @@ RoutingTrace RecordCases(CellOptions options, const std::vector<Case>& cases, in
   const std::unique_ptr<LocalCell> cell = MakeCell(options);
   if (cell == nullptr) return {};
   TestDriver driver(cell.get());
+  driver.SetMicroBatches(cell->num_attention_workers() > 1 ? 2 : 1);
   for (size_t i = 0; i < cases.size(); ++i) {
     const TestOutput out =
         driver.Generate(cases[i].prompt, cases[i].sampling, cases[i].num_tokens, chunk,

@@ -155,6 +155,7 @@ def kill_at_fail_points(truth: list, balance: str, seed: int, at_least: int):
     flags = (
         *("--min-expert-workers", experts, "--survive-expert-failures", 1, "--expert-foreign-slots", 2),
         *("--replica-slots", 1, "--placement-interval", 1, "--balance", balance),
+        *("--micro-batches", 2 if moves else "auto"),
     )
     with Cluster(
         harness.FIXTURES / "qwen3_moe", *flags, name=f"points-{balance}", attention=attention, experts=experts, failing={}
@@ -167,6 +168,7 @@ def kill_at_fail_points(truth: list, balance: str, seed: int, at_least: int):
         metrics = cluster.server.metrics()
         assert metrics.value("switchyard_requests_total", finish_reason="error") == 0
         assert cluster.view()["totals"]["failures"] == kills.points.total()
+        assert not moves or metrics.value("switchyard_steps_total", micro_batches="2") > 0
         moved = metrics.value("switchyard_expert_weight_transfers_total")
         rebalances = cluster.view()["totals"]["rebalances"]
         assert moved > 0 or not moves, "weights move between expert workers"

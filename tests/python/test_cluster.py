@@ -89,6 +89,11 @@ def test_equal_bits(truth, attention, experts, balance, micro_batches):
         assert metrics.value("switchyard_dispatch_plan_gap_ratio") >= 0
         if balance == "llep" and experts > 1:
             assert metrics.value("switchyard_expert_weight_transfers_total") > 0, "weights travel between processes"
+        steps = {n: metrics.value("switchyard_steps_total", micro_batches=str(n)) for n in (1, 2)}
+        assert micro_batches == "auto" or steps[micro_batches] > 0, steps
+        assert micro_batches != 1 or steps[2] == 0, steps
+        step_s = metrics.value("switchyard_attention_step_seconds_total")
+        assert 0 < metrics.value("switchyard_attention_wait_seconds_total") < step_s
         for name in ("data_wait_seconds", "dispatch_bytes", "combine_bytes", "dispatch_plans", "dispatch_plan_seconds"):
             assert metrics.value(f"switchyard_{name}_total") > 0, name
 
