@@ -25,7 +25,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using SessionPtr = std::shared_ptr<ControlSession>;
 
-constexpr uint32_t kProtocolVersion = 2;
 constexpr auto kTick = std::chrono::milliseconds(100);
 constexpr int kMissedHeartbeats = 8;
 constexpr int kMaxMessageBytes = 256 << 20;  // a result with all logprobs of a long prompt

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/step_wire.h"
 #include "switchyard/v1/control.grpc.pb.h"
 
 namespace switchyard {
@@ -60,7 +61,7 @@ class ScriptedWorker {
   void Register(v1::WorkerRole role) {
     v1::WorkerMessage message;
     v1::Register* registration = message.mutable_register_();
-    registration->set_protocol_version(1);
+    registration->set_protocol_version(kProtocolVersion);
     registration->set_version(SWITCHYARD_VERSION);
     registration->set_name("scripted");
     registration->set_role(role);
