@@ -32,31 +32,43 @@ const SequenceResult* FindResult(const StepResult& result, size_t hint, Sequence
 
 std::optional<StepObservation> SchedulerCore::Apply(const StepResult& result, TimePoint now) {
   WorkerShare* share = nullptr;
-  if (in_flight_ && result.epoch == epoch_ && result.step == in_flight_->step) {
-    for (WorkerShare& s : in_flight_->shares) {
-      if (s.worker == result.worker && !s.applied) share = &s;
+  StepRecord* record = nullptr;
+  bool overtakes = false;  // another step of this worker
+  for (StepRecord& r : in_flight_) {
+    if (result.epoch != epoch_ || r.step > result.step) break;
+    for (WorkerShare& s : r.shares) {
+      if (s.worker != result.worker || s.applied) continue;
+      overtakes = overtakes || share != nullptr;
+      share = &s;
+      record = &r;
     }
   }
-  if (share == nullptr) {
+  if (share == nullptr || record->step != result.step) {
     ++stats_.dropped_results;
     return std::nullopt;
   }
   share->applied = true;
-  const std::string error = result.error.empty() ? CheckResult(*share, result) : result.error;
+  if (share->discarded) {
+    ++stats_.dropped_results;
+    return --record->outstanding > 0 ? std::nullopt : std::optional(FinishStep(result.step, now));
+  }
+  std::string error = result.error;
+  if (error.empty() && overtakes) error = "it left out a step";
+  if (error.empty()) error = CheckResult(*share, result);
   if (error.empty()) {
-    in_flight_->succeeded = true;
+    record->succeeded = true;
     const int64_t step_ns = std::clamp<int64_t>(result.step_ns, 0, kMaxStepNs);
-    in_flight_->sample.step_ns = std::max(in_flight_->sample.step_ns, step_ns);
-    in_flight_->worker_ns += step_ns;
-    in_flight_->wait_ns += std::clamp<int64_t>(result.wait_ns, 0, step_ns);
+    record->sample.step_ns = std::max(record->sample.step_ns, step_ns);
+    record->worker_ns += step_ns;
+    record->wait_ns += std::clamp<int64_t>(result.wait_ns, 0, step_ns);
     CommitShare(*share, result, now);
   } else {
-    in_flight_->aborted = true;
-    if (result.fatal) in_flight_->fatal = error;
-    AbortShare(*share, error);
+    record->aborted = true;
+    if (result.fatal) record->fatal = error;
+    AbortShare(*record, *share, error);
   }
-  if (--in_flight_->outstanding > 0) return std::nullopt;
-  return FinishStep(now);
+  if (--record->outstanding > 0) return std::nullopt;
+  return FinishStep(result.step, now);
 }
 
 // The sequence of a row, unless it ended or was preempted meanwhile.
@@ -135,7 +147,7 @@ void SchedulerCore::CommitRow(Sequence& sequence, const Row& row, const Sequence
 
   // It drew a token, or it was to compute the prompt only.
   ChoiceEvent& event = EventOf(sequence);
-  event.prompt_logprobs = sequence.TakePromptLogprobs();
+  if (sequence.has_prompt_logprobs()) event.prompt_logprobs = sequence.TakePromptLogprobs();
   bool stop = false;
   if (row.sample) {
     const std::vector<int32_t>& stop_ids = state.request->stop_token_ids;
@@ -153,10 +165,25 @@ void SchedulerCore::CommitRow(Sequence& sequence, const Row& row, const Sequence
 }
 
 // Nothing of the share counts. Its sequences keep their committed KV and are told to the worker
-// anew: it may have lost them.
-void SchedulerCore::AbortShare(const WorkerShare& share, const std::string& error) {
+// anew: it may have lost them. What it was sent meanwhile counted on them, and does not count
+// either.
+void SchedulerCore::AbortShare(const StepRecord& record, const WorkerShare& share,
+                               const std::string& error) {
   ++stats_.worker_errors;
-  spdlog::error("attention rank {} aborted step {}: {}", share.worker, in_flight_->step, error);
+  spdlog::error("attention rank {} aborted step {}: {}", share.worker, record.step, error);
+  TellAnew(share);
+  for (StepRecord& later : in_flight_) {
+    for (WorkerShare& s : later.shares) {
+      if (s.worker != share.worker || s.applied) continue;
+      s.discarded = true;
+      later.aborted = true;
+      TellAnew(s);
+    }
+  }
+  StrikeRows(share.rows, record.num_sequences == 1, error);
+}
+
+void SchedulerCore::TellAnew(const WorkerShare& share) {
   std::vector<SequenceEnd>& ended = members_[share.worker].ended;
   ended.insert(ended.end(), share.ended.begin(), share.ended.end());
   for (const Row& row : share.rows) {
@@ -165,12 +192,11 @@ void SchedulerCore::AbortShare(const WorkerShare& share, const std::string& erro
     ended.push_back({sequence->id()});
     sequence->ForgetTold();
   }
-  StrikeRows(share, in_flight_->num_sequences == 1, error);
 }
 
 // `alone`: the step had rows of one sequence only.
-void SchedulerCore::StrikeRows(const WorkerShare& share, bool alone, const std::string& error) {
-  for (const Row& row : share.rows) {
+void SchedulerCore::StrikeRows(const std::vector<Row>& rows, bool alone, const std::string& error) {
+  for (const Row& row : rows) {
     Sequence* sequence = LiveRow(row);
     if (sequence == nullptr) continue;
     sequence->Strike();
@@ -195,8 +221,10 @@ void SchedulerCore::CountTimes(const StepRecord& record) {
   micro_batch_policy_.Observe(sample);
 }
 
-StepObservation SchedulerCore::FinishStep(TimePoint now) {
-  const StepRecord record = *std::exchange(in_flight_, std::nullopt);
+StepObservation SchedulerCore::FinishStep(uint64_t step, TimePoint now) {
+  const auto finished = std::ranges::find(in_flight_, step, &StepRecord::step);
+  const StepRecord record = std::move(*finished);
+  in_flight_.erase(finished);
   FlushEvents();
   ++stats_.steps;
   stats_.batched_tokens += record.num_rows;
@@ -211,7 +239,9 @@ StepObservation SchedulerCore::FinishStep(TimePoint now) {
     spdlog::critical("the workers are given up: {}", why);
     EndAll(absl::UnavailableError(absl::StrCat("the workers failed: ", why)));
   }
-  return {.seconds = Seconds(now - record.planned), .tokens = record.num_rows};
+  // It began when it was planned, or when the one before it was done.
+  const TimePoint began = std::max(record.planned, std::exchange(last_finish_, now));
+  return {.seconds = Seconds(now - began), .tokens = record.num_rows};
 }
 
 void SchedulerCore::FailRequest(RequestId id, const absl::Status& error) {

@@ -1,6 +1,7 @@
 // SchedulerCore: epochs. Sequences stay with the worker that holds their KV; those of a worker that
 // is gone wait to be prefilled elsewhere.
 #include <algorithm>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -84,20 +85,27 @@ void SchedulerCore::EndEpoch(const EpochEnd& end) {
   planning_ = false;
   pausing_ = false;
   if (!step_in_flight()) return;
-  const StepRecord record = *std::exchange(in_flight_, std::nullopt);
-  ++stats_.lost_steps;
-  micro_batch_policy_.Fail(record.sample);
-  spdlog::warn("epoch {} ended in step {}: {} attention workers lost{}", epoch_, record.step,
-               end.lost_attention.size(), end.expert_lost ? ", and expert workers" : "");
-  for (const WorkerShare& share : record.shares) {
-    if (share.applied) continue;
-    Member& member = members_[share.worker];
-    member.ended.insert(member.ended.end(), share.ended.begin(), share.ended.end());
-    const bool lost = std::find(end.lost_attention.begin(), end.lost_attention.end(),
-                                member.worker) != end.lost_attention.end();
-    if (end.expert_lost || lost) {
-      StrikeRows(share, record.num_sequences == 1,
-                 lost ? "its attention worker was lost" : "an expert worker was lost");
+  const std::deque<StepRecord> records = std::exchange(in_flight_, {});
+  stats_.lost_steps += records.size();
+  spdlog::warn("epoch {} ended in step {}: {} attention workers lost{}", epoch_,
+               records.front().step, end.lost_attention.size(),
+               end.expert_lost ? ", and expert workers" : "");
+  const bool alone = records.size() == 1 && records.front().num_sequences == 1;
+  std::set<SequenceId> struck;  // once each, in however many steps they have rows
+  for (const StepRecord& record : records) {
+    micro_batch_policy_.Fail(record.sample);
+    for (const WorkerShare& share : record.shares) {
+      if (share.applied) continue;
+      Member& member = members_[share.worker];
+      member.ended.insert(member.ended.end(), share.ended.begin(), share.ended.end());
+      const bool lost = std::find(end.lost_attention.begin(), end.lost_attention.end(),
+                                  member.worker) != end.lost_attention.end();
+      if (!end.expert_lost && !lost) continue;
+      std::vector<Row> rows;
+      for (const Row& row : share.rows) {
+        if (LiveRow(row) != nullptr && struck.insert(row.sequence).second) rows.push_back(row);
+      }
+      StrikeRows(rows, alone, lost ? "its attention worker was lost" : "an expert worker was lost");
     }
   }
   FlushEvents();  // of the shares that were applied, and the failures

@@ -26,6 +26,7 @@ class SchedulerCoreTest : public testing::Test {
     model_.block_size = 4;
     model_.num_kv_blocks = 50;
     model_.num_routing_profiles = 4;
+    options_.max_steps_in_flight = 1;  // the specification
   }
 
   void Make(int32_t num_workers = 1) {

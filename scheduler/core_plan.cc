@@ -7,6 +7,34 @@
 
 namespace switchyard {
 
+SchedulerCore::Outlook SchedulerCore::OutlookOf(const Sequence& sequence) const {
+  Outlook outlook{.computed = sequence.computed(), .total = sequence.total()};
+  for (const StepRecord& record : in_flight_) {
+    for (const WorkerShare& share : record.shares) {
+      if (share.worker != sequence.worker() || share.applied || share.discarded) continue;
+      const auto row = std::ranges::lower_bound(share.rows, sequence.id(), {}, &Row::sequence);
+      if (row == share.rows.end() || row->sequence != sequence.id() || row->run != sequence.run())
+        continue;
+      outlook.computed = row->start + row->count;
+      if (row->sample) ++outlook.total;
+    }
+  }
+  // The last token needs no KV.
+  const bool complete = outlook.total > sequence.total() && outlook.total >= sequence.limit();
+  outlook.pending = complete ? 0 : outlook.total - outlook.computed;
+  outlook.decoding = outlook.total > sequence.prompt_length() && outlook.pending == 1;
+  return outlook;
+}
+
+// Whoever is suspected of breaking steps has the workers to itself: nothing is in flight beside it.
+bool SchedulerCore::CanPlan() const {
+  if (!planning_ || static_cast<int32_t>(in_flight_.size()) >= options_.max_steps_in_flight)
+    return false;
+  return in_flight_.empty() || std::ranges::none_of(running_, [](const auto& entry) {
+           return entry.second->strikes() >= kMaxStrikes - 1;
+         });
+}
+
 void SchedulerCore::Preempt(Sequence& sequence) {
   Member& member = members_[sequence.worker()];
   if (sequence.told()) member.ended.push_back({sequence.id()});
@@ -42,19 +70,22 @@ void SchedulerCore::Reserve(Sequence& sequence, int32_t positions) {
 std::vector<RowPick> SchedulerCore::PickAndReserve() {
   std::vector<RowCandidate> candidates;
   for (const auto& [id, s] : running_) {
+    const Outlook outlook = OutlookOf(*s);
+    if (outlook.pending == 0) continue;  // until a step in flight is applied
     candidates.push_back({.sequence = id,
-                          .pending = s->pending(),
-                          .decoding = s->decoding(),
+                          .pending = outlook.pending,
+                          .decoding = outlook.decoding,
                           .alone = s->strikes() >= kMaxStrikes - 1,
                           .last_step = s->last_step});
   }
+  if (candidates.empty()) return {};
   const std::vector<RowPick> picks = PickRows(candidates, options_.max_num_batched_tokens);
   std::vector<RowPick> kept;
   for (const RowPick& pick : picks) {  // by age: victims come later
     const auto it = running_.find(pick.sequence);
     if (it == running_.end()) continue;
     Sequence& sequence = *it->second;
-    Reserve(sequence, sequence.computed() + pick.count);
+    Reserve(sequence, OutlookOf(sequence).computed + pick.count);
     if (sequence.running()) kept.push_back(pick);
   }
   return kept;
@@ -83,23 +114,26 @@ StepHeader SchedulerCore::NextHeader(const std::vector<RowPick>& picks, int32_t*
 }
 
 std::vector<RowPick> SchedulerCore::PickSome() {
-  std::vector<RowPick> picks;
-  while (picks.empty()) {
-    // Each round without a pick has preempted at least one sequence.
-    while (picks.empty() && !running_.empty()) picks = PickAndReserve();
-    if (!picks.empty()) break;
+  for (;;) {
+    const uint64_t preemptions = stats_.preemptions;
+    std::vector<RowPick> picks = PickAndReserve();
+    if (!picks.empty()) return picks;
+    if (stats_.preemptions > preemptions) continue;  // fewer each time
+    if (!running_.empty()) {
+      SY_CHECK(step_in_flight());  // it has all their rows
+      return {};
+    }
     Admit();  // one that grew out of a small worker starts on a larger one
     if (running_.empty()) break;
   }
   // Something always gets on.
-  SY_CHECK(!picks.empty() || std::none_of(waiting_.begin(), waiting_.end(), [&](const auto& entry) {
-    return HasHome(*entry.second);
-  }));
-  return picks;
+  SY_CHECK(std::none_of(waiting_.begin(), waiting_.end(),
+                        [&](const auto& entry) { return HasHome(*entry.second); }));
+  return {};
 }
 
 std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
-  if (!planning_ || step_in_flight()) return std::nullopt;
+  if (!CanPlan()) return std::nullopt;
   const std::vector<RowPick> picks = PickSome();
   if (picks.empty()) return std::nullopt;
 
@@ -117,7 +151,8 @@ std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
       if (sequence.worker() != worker) continue;
       if (sequence.first_scheduled == TimePoint()) sequence.first_scheduled = now;
       sequence.last_step = header.step;
-      SequenceWork work = sequence.MakeWork(pick.count);
+      const Outlook outlook = OutlookOf(sequence);
+      SequenceWork work = sequence.MakeWork(outlook.computed, pick.count, outlook.total);
       share.rows.push_back({work.sequence, work.run, work.start, work.count, work.sample});
       record.num_rows += pick.count;
       ++record.num_sequences;
@@ -127,7 +162,7 @@ std::optional<SchedulerCore::Step> SchedulerCore::Plan(TimePoint now) {
     step.plans.emplace_back(worker, std::move(plan));
   }
   record.outstanding = static_cast<int32_t>(record.shares.size());
-  in_flight_ = std::move(record);
+  in_flight_.push_back(std::move(record));
   return step;
 }
 

@@ -4,7 +4,10 @@
 // alone determines; only those that break their workers may fail.
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <memory>
+#include <optional>
+#include <set>
 
 #include "scheduler/simulation.h"
 #include "spdlog/spdlog.h"
@@ -22,16 +25,20 @@ class EpochCell : public Simulation {
     int32_t num_blocks = 0;
     FakeWorker fake;
   };
-  using Plans = std::vector<std::pair<int32_t, StepPlan>>;
+  using Plan = std::pair<int32_t, StepPlan>;  // by rank
 
   bool MayFail(const SamplingParams& sampling) const override {
     return FakeModel::Poisoned(sampling);
   }
   void Settle() override {
     rate_ = 0;
-    if (installed_) Pause();
+    if (!installed_) return;
+    core_.Pause({epoch_});
+    pausing_ = true;
+    MaybeRest();
   }
 
+  // Until a step is complete, with as many in flight as the core plans, or the epoch is over.
   int32_t RunStep() override {
     now_ += std::chrono::milliseconds(Between(0, 30));
     MaybeCancel();
@@ -40,81 +47,121 @@ class EpochCell : public Simulation {
       return 1;
     }
     if (Chance(0.01 * rate_)) {
-      Pause();
-    } else if (Chance(0.01 * rate_)) {
+      StartPause();
+      MaybeRest();
+    } else if (plans_.empty() && Chance(0.01 * rate_)) {
       End(RandomDeaths());  // nothing is in flight
     }
-    core_.Admit();
-    core_.CheckIntegrity();
-    auto step = core_.Plan(now_);
-    core_.CheckIntegrity();
-    EXPECT_TRUE(installed_ || !step);
-    if (step) {
-      ++steps_;
-      RunPlans(*step);
-      Receive();
-    } else if (installed_) {
-      CheckNothingFits();
-    }
+    PlanSteps();
+    if (plans_.empty() && installed_) CheckNothingFits();
+    for (bool done = plans_.empty(); !done && !testing::Test::HasFailure();) done = Answer();
+    Receive();
+    MaybeRest();
     TakeLeftQueue();
     return 1;
   }
 
   // ---- steps ----
 
-  void RunPlans(SchedulerCore::Step& step) {
-    CheckPlans(step);
-    const StepHeader& header = step.plans[0].second.header;
-    EXPECT_EQ(header.epoch, epoch_);
-    EXPECT_GE(header.slots_generation, generation_ + new_epoch_);
-    generation_ = header.slots_generation;
-    new_epoch_ = 0;
-    std::shuffle(step.plans.begin(), step.plans.end(), random_);
-    bool pausing = false;
-    for (size_t i = 0; i < step.plans.size(); ++i) {
-      if (Chance(0.03 * rate_)) {
-        const EpochEnd end = RandomDeaths();
-        if (NobodyIsHitTooOften(step.plans, i, end)) return LoseStep(step.plans, i, i, end);
-      }
-      if (!pausing && Chance(0.02 * rate_)) {
-        pausing = true;
-        core_.Pause({epoch_});
-        EXPECT_FALSE(core_.TakePaused());
-        EXPECT_FALSE(core_.Plan(now_));
-      }
-      const auto& [rank, plan] = step.plans[i];
-      const StepResult result = workers_.at(rank)->fake.Run(plan);
-      if (!result.error.empty()) {  // a poisoned request
-        const bool expert = Chance(0.5);
-        return LoseStep(step.plans, i, i + 1,
-                        {.epoch = epoch_,
-                         .lost_attention = expert ? std::vector<uint64_t>()
-                                                  : std::vector<uint64_t>{workers_[rank]->id},
-                         .expert_lost = expert});
-      }
-      EXPECT_EQ(core_.Apply(result, now_).has_value(), i + 1 == step.plans.size());
+  void PlanSteps() {
+    while (core_.CanPlan() && (!core_.step_in_flight() || Chance(0.9))) {
+      core_.Admit();
       core_.CheckIntegrity();
-      if (Chance(0.02)) late_.push_back(result);
-      if (core_.step_in_flight()) MaybeCancel();
+      auto step = core_.Plan(now_);
+      core_.CheckIntegrity();
+      if (!step) return;
+      EXPECT_TRUE(installed_ && !pausing_);
+      ++steps_;
+      CheckPlans(*step);
+      const StepHeader& header = step->plans[0].second.header;
+      EXPECT_EQ(header.epoch, epoch_);
+      EXPECT_GE(header.slots_generation, generation_ + new_epoch_);
+      generation_ = header.slots_generation;
+      new_epoch_ = 0;
+      for (auto& entry : step->plans) plans_.push_back(std::move(entry));
     }
-    if (!pausing) return;
-    EXPECT_EQ(core_.TakePaused(), epoch_);
-    ++totals_.pauses;
-    installed_ = false;
   }
 
-  // The epoch ends when plans before `begin` have been answered. The others may
-  // have run by then, from `unrun` on.
-  void LoseStep(const Plans& plans, size_t begin, size_t unrun, const EpochEnd& end) {
-    for (size_t i = begin; i < plans.size(); ++i) {
-      const auto& [rank, plan] = plans[i];
-      if (i >= unrun && Chance(0.5)) late_.push_back(workers_.at(rank)->fake.Run(plan));
-      if (!Strikes(rank, end)) continue;
-      for (const SequenceWork& work : plan.work) {
-        if (LiveChoice* choice = Find(work.sequence)) ++choice->hits;
-      }
+  // Some worker answers the oldest plan that it has, or somebody dies. True when that completed a
+  // step or ended the epoch.
+  bool Answer() {
+    if (Chance(0.03 * rate_)) {
+      const EpochEnd end = RandomDeaths();
+      if (NobodyIsHitTooOften(end)) return LoseSteps(end);
     }
+    if (!pausing_ && Chance(0.02 * rate_)) {
+      StartPause();
+      EXPECT_FALSE(core_.TakePaused());
+    }
+    const size_t any = static_cast<size_t>(Between(0, static_cast<int32_t>(plans_.size()) - 1));
+    const int32_t rank = plans_[any].first;
+    const auto oldest = std::ranges::find(plans_, rank, &Plan::first);
+    const uint64_t step = oldest->second.header.step;
+    const StepResult result = workers_.at(rank)->fake.Run(oldest->second);
+    if (!result.error.empty()) {  // a poisoned request
+      const bool expert = Chance(0.5);
+      const std::vector<uint64_t> lost = {workers_[rank]->id};
+      return LoseSteps({.epoch = epoch_,
+                        .lost_attention = expert ? std::vector<uint64_t>() : lost,
+                        .expert_lost = expert},
+                       rank);
+    }
+    plans_.erase(oldest);
+    const bool complete = core_.Apply(result, now_).has_value();
+    EXPECT_EQ(complete, std::ranges::none_of(plans_, [&](const Plan& plan) {
+                return plan.second.header.step == step;
+              }));
+    core_.CheckIntegrity();
+    if (Chance(0.02)) late_.push_back(result);
+    if (!complete) MaybeCancel();
+    return complete;
+  }
+
+  // The epoch ends with plans that were not answered. Some have run by then; `stuck` has run its
+  // oldest, in vain.
+  bool LoseSteps(const EpochEnd& end, int32_t stuck = -1) {
+    std::set<SequenceId> struck;
+    std::set<int32_t> stopped = {stuck};
+    for (const auto& [rank, plan] : plans_) {
+      if (!stopped.contains(rank)) {
+        StepResult result;
+        const bool runs = Chance(0.5);
+        if (runs) result = workers_.at(rank)->fake.Run(plan);
+        if (!runs || !result.error.empty()) {
+          stopped.insert(rank);
+        } else {
+          late_.push_back(std::move(result));
+        }
+      }
+      if (!Strikes(rank, end)) continue;
+      for (const SequenceWork& work : plan.work) struck.insert(work.sequence);
+    }
+    for (SequenceId sequence : struck) {
+      if (LiveChoice* choice = Find(sequence)) ++choice->hits;
+    }
+    plans_.clear();
     End(end);
+    return true;
+  }
+
+  void StartPause() {
+    core_.Pause({epoch_ - 1});
+    core_.Pause({epoch_});
+    EXPECT_FALSE(core_.Plan(now_));
+    pausing_ = true;
+  }
+
+  // The pause has come into effect when nothing is in flight.
+  void MaybeRest() {
+    if (!installed_ || !pausing_) return;
+    EXPECT_EQ(core_.step_in_flight(), !plans_.empty());
+    const std::optional<uint64_t> paused = core_.TakePaused();
+    EXPECT_EQ(paused.has_value(), plans_.empty());
+    if (!paused) return;
+    EXPECT_EQ(*paused, epoch_);
+    ++totals_.pauses;
+    installed_ = false;
+    pausing_ = false;
   }
 
   bool Strikes(int32_t rank, const EpochEnd& end) const {
@@ -126,10 +173,10 @@ class EpochCell : public Simulation {
   }
 
   // A third strike is for those who deserve it.
-  bool NobodyIsHitTooOften(const Plans& plans, size_t begin, const EpochEnd& end) {
-    for (size_t i = begin; i < plans.size(); ++i) {
-      if (!Strikes(plans[i].first, end)) continue;
-      for (const SequenceWork& work : plans[i].second.work) {
+  bool NobodyIsHitTooOften(const EpochEnd& end) {
+    for (const auto& [rank, plan] : plans_) {
+      if (!Strikes(rank, end)) continue;
+      for (const SequenceWork& work : plan.work) {
         const LiveChoice* choice = Find(work.sequence);
         if (choice != nullptr && choice->hits >= 2) return false;
       }
@@ -169,14 +216,6 @@ class EpochCell : public Simulation {
     return end;
   }
 
-  void Pause() {
-    core_.Pause({epoch_ - 1});
-    core_.Pause({epoch_});
-    EXPECT_EQ(core_.TakePaused(), epoch_);
-    ++totals_.pauses;
-    installed_ = false;
-  }
-
   void End(const EpochEnd& end) {
     core_.EndEpoch({.epoch = epoch_ + 1, .lost_attention = {}, .expert_lost = true});
     core_.EndEpoch(end);
@@ -187,6 +226,7 @@ class EpochCell : public Simulation {
     Receive();
     std::erase_if(workers_, [&](const auto& worker) { return Contains(end, worker->id); });
     installed_ = false;
+    pausing_ = false;
   }
 
   void WithoutEpoch() {
@@ -261,6 +301,8 @@ class EpochCell : public Simulation {
   uint64_t next_worker_ = 1;
   std::vector<std::unique_ptr<Worker>> workers_;  // by rank while an epoch is installed
   std::vector<StepResult> late_;
+  std::deque<Plan> plans_;  // of the epoch, not answered, by step
+  bool pausing_ = false;
 };
 
 TEST(EpochSimulationTest, EveryRequestEndsOnceWithItsTokensWhoeverComesAndGoes) {

@@ -136,6 +136,8 @@ class FakeWorker {
     if (work.sample) {
       ASSERT_EQ(work.start + work.count, static_cast<int32_t>(k.tokens.size()));
     }
+    // What it drew itself in the step before, it knows already.
+    for (int32_t p = work.start; p < work.start + work.count; ++p) ASSERT_GE(k.tokens[p], 0);
   }
 
   void CountTables() {
@@ -189,6 +191,8 @@ class FakeWorker {
       result.finite = false;
       result.token = -1;
     }
+    // The next step may have its row before the scheduler has told this worker.
+    k.tokens.push_back(std::max(result.token, 0));
     return result;
   }
 

@@ -105,8 +105,12 @@ void Scheduler::State::Run() {
     const bool stop = Handle(inbox->Take(Clock::now() + kHeartbeat));
     if (stop) break;
     if (const auto epoch = core.TakePaused()) client->Paused(*epoch);
-    if (!core.step_in_flight()) core.Admit();
-    if (auto step = core.Plan(Clock::now())) Execute(*std::move(step));
+    while (core.CanPlan()) {
+      core.Admit();
+      auto step = core.Plan(Clock::now());
+      if (!step) break;
+      Execute(*std::move(step));
+    }
     Publish();
   }
   Finish();

@@ -24,6 +24,9 @@ struct SchedulerOptions {
   int64_t max_queued_tokens = 4 << 20;    // prompt tokens of waiting requests
   bool enable_prefix_caching = true;
   MicroBatchMode micro_batches = MicroBatchMode::kAuto;
+  // 1: a step is planned when the one before has been applied (the specification). 2: the next one
+  // is planned and sent while it runs.
+  int32_t max_steps_in_flight = 2;
 };
 
 // A consistent picture taken after a step. Counters since start.

@@ -29,6 +29,7 @@ SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ModelInfo& m
   SY_CHECK_GE(num_blocks_, 1);
   SY_CHECK_GE(options_.max_num_seqs, 1);
   SY_CHECK_GE(options_.max_num_batched_tokens, 1);
+  SY_CHECK_GE(options_.max_steps_in_flight, 1);
   if (capacity_ < max_model_len_) {
     spdlog::warn("KV cache holds {} positions per attention worker, fewer than max_model_len {}",
                  capacity_, max_model_len_);
@@ -169,7 +170,7 @@ std::optional<SchedulerCore::Placement> SchedulerCore::Place(Sequence& sequence)
   std::vector<int64_t> queued(members_.size(), 0);
   std::vector<int32_t> num_running(members_.size(), 0);
   for (const auto& [id, other] : running_) {
-    queued[other->worker()] += other->pending();
+    queued[other->worker()] += OutlookOf(*other).pending;
     ++num_running[other->worker()];
   }
   const int32_t num_blocks = BlocksFor(sequence.total());
@@ -225,10 +226,11 @@ void SchedulerCore::Admit() {
   int64_t decodes = 0;
   int64_t prefill_rows = 0;
   for (const auto& [id, sequence] : running_) {
-    if (sequence->decoding()) {
+    const Outlook outlook = OutlookOf(*sequence);
+    if (outlook.decoding) {
       ++decodes;
     } else {
-      prefill_rows += sequence->pending();
+      prefill_rows += outlook.pending;
     }
   }
   // No more prompts than the next step can begin: those that wait may find more in the prefix

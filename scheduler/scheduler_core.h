@@ -9,6 +9,11 @@
 //   Apply   one worker's result is committed: KV is computed, tokens are appended, full blocks
 //   enter the prefix cache
 //
+// Up to max_steps_in_flight steps may be planned and not applied; workers run them in order. The
+// next one counts on those before: their rows are computed, the ids that they draw are known to the
+// worker. What comes otherwise (a stop, an error, a cancelled request) makes a row superfluous, and
+// it is dropped at Apply.
+//
 // The attention workers come and go with epochs (core_epoch.cc): nothing is admitted or planned
 // before the first Install, nor between Pause or EndEpoch and the next Install; the rest goes on.
 //
@@ -19,6 +24,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -80,14 +86,14 @@ class SchedulerCore {
   void Pause(const EpochPause& pause);
   // The epoch whose pause is to be acknowledged now: nothing of it is in flight any more.
   std::optional<uint64_t> TakePaused();
-  // Discards the step in flight; strikes whom it may be due to.
+  // Discards the steps in flight; strikes whom it may be due to.
   void EndEpoch(const EpochEnd& end);
   // Ends every request; whatever comes until the next Install is to be ended, too.
   void BecomeUnavailable(const absl::Status& status);
 
   void Admit();
-  // The next step; none while one is in flight or when there is nothing to do. REQUIRES: Admit was
-  // called before.
+  // The next step; none when it may not be planned yet or there is nothing to do. REQUIRES: Admit
+  // was called before.
   std::optional<Step> Plan(TimePoint now);
   // Commits `result`; stale ones are counted and dropped. An observation when it completed the
   // step.
@@ -98,7 +104,8 @@ class SchedulerCore {
   LeftQueue TakeLeftQueue() { return std::exchange(left_queue_, {}); }
 
   bool idle() const { return requests_.empty(); }
-  bool step_in_flight() const { return in_flight_.has_value(); }
+  bool step_in_flight() const { return !in_flight_.empty(); }
+  bool CanPlan() const;                          // the next step may be planned now
   bool failed() const { return stats_.failed; }  // the workers are given up; accept nothing more
   const absl::Status& unavailable() const { return unavailable_; }  // OK: it is not
   SchedulerStats Stats() const;  // last_progress is left to the caller
@@ -126,7 +133,8 @@ class SchedulerCore {
   struct WorkerShare {
     int32_t worker = 0;  // rank
     bool applied = false;
-    std::vector<Row> rows;
+    bool discarded = false;  // the worker failed in an earlier step: nothing of it will count
+    std::vector<Row> rows;   // by sequence
     std::vector<SequenceEnd> ended;
   };
   struct StepRecord {
@@ -142,6 +150,13 @@ class SchedulerCore {
     bool aborted = false;    // some worker failed
     std::string fatal;       // why no worker can go on; empty: they can
     bool succeeded = false;  // some worker did not
+  };
+  // A sequence as it will be when all its rows in flight have been applied.
+  struct Outlook {
+    int32_t computed = 0;
+    int32_t total = 0;      // ids, those included that steps in flight draw
+    int32_t pending = 0;    // rows that it could use in the next step
+    bool decoding = false;  // one row, which draws its next token
   };
   struct Placement {
     int32_t worker = -1;          // rank
@@ -162,6 +177,7 @@ class SchedulerCore {
   void End(Sequence& sequence);          // removes it; the last choice ends the request
 
   // core_plan.cc: planning, preemption.
+  Outlook OutlookOf(const Sequence& sequence) const;
   void Preempt(Sequence& sequence);
   Sequence& YoungestOn(int32_t worker);
   void Reserve(Sequence& sequence, int32_t positions);
@@ -174,10 +190,11 @@ class SchedulerCore {
   Sequence* LiveRow(const Row& row) const;
   void CommitShare(const WorkerShare& share, const StepResult& result, TimePoint now);
   void CommitRow(Sequence& sequence, const Row& row, const SequenceResult& result, TimePoint now);
-  void AbortShare(const WorkerShare& share, const std::string& error);
-  void StrikeRows(const WorkerShare& share, bool alone, const std::string& error);
+  void AbortShare(const StepRecord& record, const WorkerShare& share, const std::string& error);
+  void TellAnew(const WorkerShare& share);
+  void StrikeRows(const std::vector<Row>& rows, bool alone, const std::string& error);
   void CountTimes(const StepRecord& record);
-  StepObservation FinishStep(TimePoint now);
+  StepObservation FinishStep(uint64_t step, TimePoint now);
   void FailRequest(RequestId id, const absl::Status& error);
   ChoiceEvent& EventOf(const Sequence& sequence);
   void FlushEvents();
@@ -211,8 +228,9 @@ class SchedulerCore {
   bool planning_ = false;                    // the epoch lives and is not paused
   bool pausing_ = false;                     // TakePaused is to say so
   absl::Status unavailable_;
-  std::optional<StepRecord> in_flight_;
-  std::map<RequestId, Delivery> events_;  // of the step in flight
+  std::deque<StepRecord> in_flight_;      // oldest first, at most max_steps_in_flight
+  std::map<RequestId, Delivery> events_;  // of the steps in flight
+  TimePoint last_finish_;                 // of a step
   std::vector<Delivery> deliveries_;
   LeftQueue left_queue_;
   SequenceId next_sequence_ = 1;

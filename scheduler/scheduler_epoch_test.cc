@@ -77,7 +77,8 @@ class ManualClient : public WorkerClient {
 
 class SchedulerEpochTest : public testing::Test {
  protected:
-  SchedulerEpochTest() : scheduler_({}, model_, &client_) {
+  // One step at a time: the tests say what happens after which.
+  SchedulerEpochTest() : scheduler_({.max_steps_in_flight = 1}, model_, &client_) {
     spdlog::set_level(spdlog::level::off);
     scheduler_.Start();
   }

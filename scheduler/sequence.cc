@@ -56,30 +56,31 @@ std::vector<int32_t> Sequence::Stop() {
   return std::exchange(blocks_, {});
 }
 
-SequenceWork Sequence::MakeWork(int32_t count) {
+SequenceWork Sequence::MakeWork(int32_t start, int32_t count, int32_t total) {
   SY_CHECK(running());
   SY_CHECK_GE(count, 1);
-  SY_CHECK_LE(count, pending());
+  SY_CHECK_LE(count, total - start);
+  SY_CHECK(told_.begun || start == computed_);
   SequenceWork work;
   work.sequence = id_;
   work.run = run_;
-  work.start = computed_;
+  work.start = start;
   work.count = count;
-  work.sample = computed_ + count == total() && total() < limit_;
+  work.sample = start + count == total && total < limit_;
   if (!told_.begun) {
     work.begin =
         std::make_shared<const SequenceStart>(SequenceStart{.tokens = tokens_,
                                                             .prompt_length = prompt_length_,
                                                             .first_unscored = first_unscored(),
                                                             .sampling = sampling_});
-    told_ = {.begun = true, .blocks = 0, .tokens = total()};
+    told_ = {.begun = true, .blocks = 0, .tokens = this->total()};
   }
   work.block_table_start = told_.blocks;
   work.new_blocks.assign(blocks_.begin() + told_.blocks, blocks_.end());
   told_.blocks = static_cast<int32_t>(blocks_.size());
   work.token_start = told_.tokens;
   work.tokens.assign(tokens_.begin() + told_.tokens, tokens_.end());
-  told_.tokens = total();
+  told_.tokens = this->total();
   return work;
 }
 

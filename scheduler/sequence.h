@@ -41,7 +41,6 @@ class Sequence {
   int32_t limit() const { return limit_; }
   int32_t generated() const { return total() - prompt_length_; }
   int32_t pending() const { return total() - computed_; }
-  bool decoding() const { return generated() > 0 && pending() == 1; }
   bool running() const { return worker_ >= 0; }
   int32_t worker() const { return worker_; }  // rank; -1 while it waits
   uint32_t run() const { return run_; }
@@ -68,9 +67,10 @@ class Sequence {
   std::vector<int32_t> Stop();
   std::vector<int32_t>* mutable_blocks() { return &blocks_; }  // to append to
 
-  // The plan's entry for `count` rows from `computed` on, with all that the worker does not know
-  // yet.
-  SequenceWork MakeWork(int32_t count);
+  // The plan's entry for `count` rows from `start` on, with all that the worker does not know yet.
+  // Beyond computed() and total() lies what steps in flight compute and draw: `total` counts the
+  // ids when those have been applied.
+  SequenceWork MakeWork(int32_t start, int32_t count, int32_t total);
   bool told() const { return told_.begun; }  // the worker knows this run
   // The worker may have lost what it was told (an aborted step): the next plan tells it all again.
   void ForgetTold() { told_ = {}; }
@@ -79,6 +79,7 @@ class Sequence {
   void Advance(int32_t computed);
   void Append(int32_t token);
   void SetPromptLogprob(int32_t position, TokenLogprob logprob);  // of the token at `position`
+  bool has_prompt_logprobs() const { return !prompt_logprobs_.empty(); }  // not taken yet
   std::vector<TokenLogprob> TakePromptLogprobs();
 
   // Strikes: aborted steps since the highest committed position last rose.

@@ -298,6 +298,7 @@ inline CellConfig RandomConfig(uint64_t seed) {
   c.options.max_num_seqs = pick({1, 2, 5, 16});
   c.options.max_num_batched_tokens = pick({1, 2, 5, 16, 64, 256});
   c.options.enable_prefix_caching = random() % 4 != 0;
+  c.options.max_steps_in_flight = 1 + seed % 2;
   c.error_rate = random() % 3 == 0 ? 0.02 : 0;
   c.poison_rate = c.error_rate;
   c.cancel_rate = random() % 3 == 0 ? 0 : 0.01 * static_cast<double>(random() % 5);

@@ -5,6 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+#include <map>
+
 #include "spdlog/spdlog.h"
 
 namespace switchyard {
@@ -18,53 +21,83 @@ class FixedCell : public Simulation {
       workers_.emplace_back(config.model, rank);
   }
 
+  int32_t most_in_flight() const { return most_in_flight_; }
+
  private:
   bool MayFail(const SamplingParams&) const override { return config_.error_rate > 0; }
 
+  // Until a step is complete, with as many in flight as the core plans.
   int32_t RunStep() override {
     now_ += std::chrono::milliseconds(Between(0, 30));
     MaybeCancel();
-    core_.Admit();
-    core_.CheckIntegrity();
-    auto step = core_.Plan(now_);
-    core_.CheckIntegrity();
-    if (!step) {
+    PlanSteps();
+    if (plans_.empty()) {
       EXPECT_TRUE(core_.idle());
+      EXPECT_FALSE(core_.step_in_flight());
       return 1;
     }
-    ++steps_;
-    EXPECT_FALSE(core_.Plan(now_).has_value());  // one at a time
-    CheckPlans(*step);
-    MaybeCancel();
-    std::shuffle(step->plans.begin(), step->plans.end(), random_);
-    for (size_t i = 0; i < step->plans.size(); ++i) {
-      auto& [worker, plan] = step->plans[i];
-      StepResult result = RunWorker(worker, plan);
-      now_ += std::chrono::milliseconds(Between(0, 5));
-      if (Chance(0.02)) ApplyStale(result);
-      if (Chance(0.2)) std::shuffle(result.results.begin(), result.results.end(), random_);
-      const bool complete = core_.Apply(result, now_).has_value();
-      EXPECT_EQ(complete, i + 1 == step->plans.size());
-      core_.CheckIntegrity();
-      if (Chance(0.02)) core_.Apply(result, now_);  // a duplicate
-      if (!complete) MaybeCancel();
+    while (!Answer() && !testing::Test::HasFailure()) {
+      MaybeCancel();
+      if (Chance(0.5)) PlanSteps();
     }
-    EXPECT_FALSE(core_.step_in_flight());
     Receive();
     TakeLeftQueue();
     return 1;
   }
 
+  void PlanSteps() {
+    while (core_.CanPlan() && (!core_.step_in_flight() || Chance(0.9))) {
+      core_.Admit();
+      core_.CheckIntegrity();
+      auto step = core_.Plan(now_);
+      core_.CheckIntegrity();
+      if (!step) break;
+      ++steps_;
+      CheckPlans(*step);
+      for (auto& entry : step->plans) plans_.push_back(std::move(entry));
+      most_in_flight_ = std::max(most_in_flight_, ++in_flight_);
+    }
+    EXPECT_LE(in_flight_, config_.options.max_steps_in_flight);
+    if (core_.CanPlan()) return;
+    EXPECT_FALSE(core_.Plan(now_).has_value());
+  }
+
+  // Some worker answers the oldest plan that it has. True when that completed a step.
+  bool Answer() {
+    std::vector<int32_t> workers;
+    for (const auto& [worker, plan] : plans_) workers.push_back(worker);
+    const int32_t worker = workers[Between(0, static_cast<int32_t>(workers.size()) - 1)];
+    const auto oldest = std::ranges::find(plans_, worker, &std::pair<int32_t, StepPlan>::first);
+    const StepPlan plan = std::move(oldest->second);
+    plans_.erase(oldest);
+    StepResult result = RunWorker(worker, plan);
+    now_ += std::chrono::milliseconds(Between(0, 5));
+    if (Chance(0.02)) ApplyStale(result);
+    if (Chance(0.2)) std::shuffle(result.results.begin(), result.results.end(), random_);
+    const bool complete = core_.Apply(result, now_).has_value();
+    EXPECT_EQ(complete, std::ranges::none_of(plans_, [&](const auto& entry) {
+                return entry.second.header.step == plan.header.step;
+              }));
+    in_flight_ -= complete;
+    core_.CheckIntegrity();
+    if (Chance(0.02)) core_.Apply(result, now_);  // a duplicate
+    return complete;
+  }
+
   StepResult RunWorker(int32_t worker, const StepPlan& plan) {
     StepResult result;
-    const bool error = Chance(config_.error_rate);
-    if (!error || Chance(0.5))
+    // One that has failed fails in what it was sent before that was known, too.
+    const bool again = failed_until_.contains(worker) && plan.header.step <= failed_until_[worker];
+    const bool error = again || Chance(config_.error_rate);
+    if (!error || (!again && Chance(0.5)))
       result = workers_[worker].Run(plan);  // else it fails before it learns of the plan
+    const bool failed = error || !result.error.empty();
     if (error) {
       result = {plan.header.epoch, plan.header.step, worker, "injected", false, {}};
       // Or an answer that is no answer.
       if (Chance(0.3)) result.error.clear();
     }
+    if (failed) failed_until_[worker] = steps_;
     totals_.errors += !result.error.empty();
     return result;
   }
@@ -81,6 +114,10 @@ class FixedCell : public Simulation {
   }
 
   std::vector<FakeWorker> workers_;
+  std::deque<std::pair<int32_t, StepPlan>> plans_;  // not answered, by step
+  std::map<int32_t, uint64_t> failed_until_;        // by rank
+  int32_t in_flight_ = 0;
+  int32_t most_in_flight_ = 0;
 };
 
 TEST(SimulationTest, EveryRequestEndsOnceWithItsTokens) {
@@ -88,9 +125,12 @@ TEST(SimulationTest, EveryRequestEndsOnceWithItsTokens) {
   const uint64_t first_seed = 1;
   const int32_t num_cells = 150;
   Totals sum;
+  int32_t most_in_flight = 0;
   for (uint64_t seed = first_seed; seed < first_seed + num_cells; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    FixedCell(RandomConfig(seed), seed).Run(1000, &sum);
+    FixedCell cell(RandomConfig(seed), seed);
+    cell.Run(1000, &sum);
+    most_in_flight = std::max(most_in_flight, cell.most_in_flight());
     if (HasFailure()) FAIL() << "seed " << seed;
   }
   std::printf(
@@ -108,6 +148,7 @@ TEST(SimulationTest, EveryRequestEndsOnceWithItsTokens) {
   EXPECT_GT(sum.preemptions, 100u);
   EXPECT_GT(sum.cached, 1000u);
   EXPECT_GT(sum.errors, 100u);
+  EXPECT_EQ(most_in_flight, 2);
 }
 
 }  // namespace

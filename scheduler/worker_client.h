@@ -23,7 +23,7 @@ class WorkerClient {
   // once per step.
   virtual void Execute(int32_t attention_rank, StepPlan plan) = 0;
 
-  // The step in flight when EpochPause came has ended: the epoch is at rest. Not called when the
+  // The steps in flight when EpochPause came have ended: the epoch is at rest. Not called when the
   // epoch has ended meanwhile.
   virtual void Paused(uint64_t epoch) = 0;
 

@@ -1,8 +1,8 @@
 // Same tokens, same logprobs, bit for bit: a request alone on one attention and one expert worker
 // with one thread is the reference; the same request among others must give the same bytes with any
-// chunk size, prefix-cache hits, preemption, worker counts, threads, micro-batches, expert
-// placement, balancing and spilled weights. Greedy and sampled. Once per instruction path of this
-// CPU.
+// chunk size, prefix-cache hits, preemption, worker counts, threads, micro-batches, steps in
+// flight, expert placement, balancing and spilled weights. Greedy and sampled. Once per instruction
+// path of this CPU.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -171,7 +171,8 @@ class BitsTest : public testing::TestWithParam<BitsParam> {
         options.placement ? "random" : "even", " placement, balance ",
         BalanceModeName(options.planner.mode), " with ", options.planner.foreign_slots_per_rank,
         " foreign slots, prefix cache ", scheduler.enable_prefix_caching ? "on" : "off",
-        ", micro-batches mode ", static_cast<int>(scheduler.micro_batches));
+        ", micro-batches mode ", static_cast<int>(scheduler.micro_batches), ", ",
+        scheduler.max_steps_in_flight, " steps in flight");
   }
 
   CellOptions base_;
@@ -182,6 +183,7 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
   SchedulerOptions no_cache;
   no_cache.enable_prefix_caching = false;
   no_cache.micro_batches = MicroBatchMode::kOne;
+  no_cache.max_steps_in_flight = 1;
   Cell alone(base_, no_cache);
   const ModelInfo model = alone.model();
   const std::vector<Request> requests =
@@ -201,6 +203,7 @@ TEST_P(BitsTest, NothingAroundARequestChangesItsBits) {
     constexpr MicroBatchMode kMicroBatches[] = {MicroBatchMode::kOne, MicroBatchMode::kTwo,
                                                 MicroBatchMode::kAuto};
     scheduler.micro_batches = kMicroBatches[Below(rng, 3)];
+    scheduler.max_steps_in_flight = 1 + Below(rng, 2);
     SCOPED_TRACE(Describe(options, scheduler));
     Cell cell(options, scheduler);
     for (int round = 0; round < 2; ++round) {  // the second round finds the first one's blocks

@@ -205,17 +205,17 @@ void AttentionWorker::SampleTokens(const StepPlan& plan, StepResult* result) {
       const SequenceWork& work = plan.work[works[i]];
       SequenceResult& out = result->results[works[i]];
       out.finite = out.finite && sampled[i].finite;
-      if (!sampled[i].finite) continue;
-      out.token = sampled[i].token;
-      // The next step may ask for this position before the scheduler has told us its token.
+      if (sampled[i].finite) out.token = sampled[i].token;
+      // The next step may ask for this position before the scheduler has told us its token, or has
+      // heard that the sequence has failed.
       SequenceState& state = table_.Get(work.sequence);
       const size_t position = static_cast<size_t>(work.start + work.count);
       if (position < static_cast<size_t>(options_.limits.max_model_len)) {
         if (state.tokens.size() <= position)
           state.tokens.resize(position + 1, SequenceTable::kUnknownToken);
-        state.tokens[position] = out.token;
+        state.tokens[position] = std::max(out.token, 0);
       }
-      if (state.sampling->num_logprobs >= 0)
+      if (sampled[i].finite && state.sampling->num_logprobs >= 0)
         out.logprob = ToLogprob(out.token, std::move(sampled[i]));
     }
   }

@@ -325,12 +325,17 @@ TEST(LocalCellTest, NonFiniteLogitsFailOnlyTheirSequence) {
   sampling.num_logprobs = 1;
   sampling.num_prompt_logprobs = 0;
   TestDriver driver(cell.get());
-  const TestOutput expected = driver.Generate({1, 2, 3}, sampling, 1);
+  const TestOutput expected = driver.Generate({1, 2, 3}, sampling, 2);
   const SequenceId healthy = driver.Add(0, {1, 2, 3}, sampling);
   const SequenceId sick = driver.Add(0, {1, 7, 3}, sampling);
   driver.Plan(sick, 3);
   driver.Plan(healthy, 3);
-  ASSERT_EQ(driver.Step(), "");
+  size_t results = driver.Send();
+  // The step after it was sent before anybody knew.
+  driver.PlanAhead(sick);
+  driver.PlanAhead(healthy);
+  results += driver.Send();
+  ASSERT_EQ(driver.Collect(results), "");
   EXPECT_FALSE(driver.output(sick).finite);
   EXPECT_TRUE(driver.output(sick).tokens.empty());
   EXPECT_TRUE(driver.output(healthy).finite);

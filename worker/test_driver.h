@@ -113,6 +113,24 @@ class TestDriver {
     plans_[s.worker].work.push_back(std::move(work));
   }
 
+  // The row of the token that the step in flight draws: the worker knows it, the driver does not.
+  void PlanAhead(SequenceId id) {
+    Sequence& s = sequences_.at(id);
+    SequenceWork work;
+    work.sequence = id;
+    work.start = s.length + static_cast<int32_t>(s.output.tokens.size());
+    work.count = 1;
+    work.block_table_start = static_cast<int32_t>(s.blocks.size());
+    std::vector<int32_t>& blocks = free_[static_cast<size_t>(s.worker)];
+    while (static_cast<int32_t>(s.blocks.size()) * target_.model.block_size <= work.start) {
+      s.blocks.push_back(blocks.back());
+      work.new_blocks.push_back(blocks.back());
+      blocks.pop_back();
+    }
+    work.sample = true;
+    plans_[s.worker].work.push_back(std::move(work));
+  }
+
   void SetMicroBatches(uint32_t micro_batches) { micro_batches_ = micro_batches; }  // from now on
 
   // Sends the planned rows as one step and applies the results. Returns the first error.

@@ -49,6 +49,10 @@ void AddStepFlags(CLI::App* app, SchedulerOptions* scheduler) {
                   "tokens in one step; longer prompts are computed in chunks")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--steps-in-flight", scheduler->max_steps_in_flight,
+                  "2: the next step is planned and sent while one runs; 1: when it has ended")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 2));
   static const std::map<std::string, MicroBatchMode> kMicroBatches = {
       {"auto", MicroBatchMode::kAuto}, {"1", MicroBatchMode::kOne}, {"2", MicroBatchMode::kTwo}};
   app->add_option(
