@@ -230,7 +230,9 @@ StepObservation SchedulerCore::FinishStep(uint64_t step, TimePoint now) {
   stats_.batched_tokens += record.num_rows;
   CountTimes(record);
   if (record.aborted) last_participants_.clear();  // their planner state may differ now
-  consecutive_aborts_ = record.succeeded ? 0 : consecutive_aborts_ + 1;
+  // A step that was only discarded because the one before it failed is the same failure.
+  const bool discarded = std::ranges::all_of(record.shares, &WorkerShare::discarded);
+  if (!discarded) consecutive_aborts_ = record.succeeded ? 0 : consecutive_aborts_ + 1;
   std::string why = record.fatal;
   if (consecutive_aborts_ > kAbortsToGiveUp)
     why = absl::StrCat(consecutive_aborts_, " steps in a row were aborted");

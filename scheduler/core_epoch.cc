@@ -95,7 +95,7 @@ void SchedulerCore::EndEpoch(const EpochEnd& end) {
   for (const StepRecord& record : records) {
     micro_batch_policy_.Fail(record.sample);
     for (const WorkerShare& share : record.shares) {
-      if (share.applied) continue;
+      if (share.applied || share.discarded) continue;  // who was discarded has been told anew
       Member& member = members_[share.worker];
       member.ended.insert(member.ended.end(), share.ended.begin(), share.ended.end());
       const bool lost = std::find(end.lost_attention.begin(), end.lost_attention.end(),

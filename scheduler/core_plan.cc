@@ -19,9 +19,13 @@ SchedulerCore::Outlook SchedulerCore::OutlookOf(const Sequence& sequence) const 
       if (row->sample) ++outlook.total;
     }
   }
-  // The last token needs no KV.
-  const bool complete = outlook.total > sequence.total() && outlook.total >= sequence.limit();
-  outlook.pending = complete ? 0 : outlook.total - outlook.computed;
+  // The last token needs no KV. Who outgrows its worker by a token that is only expected waits for
+  // it: preempted before that, it would be sent back there.
+  const bool expects = outlook.total > sequence.total();
+  const bool complete = expects && outlook.total >= sequence.limit();
+  const bool outgrows =
+      expects && BlocksFor(outlook.computed + 1) > members_[sequence.worker()].blocks.num_blocks();
+  outlook.pending = complete || outgrows ? 0 : outlook.total - outlook.computed;
   outlook.decoding = outlook.total > sequence.prompt_length() && outlook.pending == 1;
   return outlook;
 }
