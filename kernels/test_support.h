@@ -90,17 +90,27 @@ inline uint64_t TestSeed() {
   return seed;
 }
 
-// Bounds per type: float32 results of float32 sums; bfloat16 results carry one rounding of 2^-9.
-inline double NmseBound(DType t) { return t == DType::kBF16 ? 5e-6 : 1e-11; }
+// Bounds per type: float32 results of float32 sums; bfloat16 results carry one rounding, whose
+// error is uniform in +-ulp/2: its mean square is ulp^2 / 12, at most 2^-14 / 12 of the value's
+// square.
+inline double NmseBound(DType t) { return t == DType::kBF16 ? 0x1.0p-14 / 12 : 1e-11; }
 inline double RelativeBound(DType t) { return t == DType::kBF16 ? 0x1.0p-8 : 2e-6; }
 
-// Normalised mean square error, and every element within RelativeBound of `magnitude` (default: the
+// The variance of the square of a bfloat16's rounding error: ulp^4 / 180.
+inline double SquareVariance(double value) {
+  if (value == 0.0) return 0.0;
+  const double ulp = std::ldexp(1.0, std::ilogb(value) - 7);
+  return ulp * ulp * ulp * ulp / 180;
+}
+
+// Normalised mean square error (its bound, and six standard deviations of the roundings where few
+// values carry the power), and every element within RelativeBound of `magnitude` (default: the
 // largest |want|).
 inline void ExpectClose(const Tensor& got, const reference::Matrix& want, const std::string& what,
                         const reference::Matrix* magnitude = nullptr, double slack = 1.0) {
   const reference::Matrix g = reference::Widen(got);
   ASSERT_EQ(g.values.size(), want.values.size()) << what;
-  double error = 0.0, power = 0.0, terms = 0.0, largest = 0.0;
+  double error = 0.0, power = 0.0, terms = 0.0, variance = 0.0, largest = 0.0;
   for (double v : want.values) largest = std::max(largest, std::fabs(v));
   for (size_t i = 0; i < want.values.size(); ++i) {
     const double e = g.values[i] - want.values[i];
@@ -108,13 +118,14 @@ inline void ExpectClose(const Tensor& got, const reference::Matrix& want, const 
     const double m = magnitude == nullptr ? largest : magnitude->values[i];
     power += want.values[i] * want.values[i];
     terms += m * m;
+    if (got.dtype == DType::kBF16) variance += SquareVariance(want.values[i]);
     ASSERT_LE(std::fabs(e), slack * RelativeBound(got.dtype) * m + 1e-30)
         << what << ": element " << i << " is " << g.values[i] << ", not " << want.values[i];
   }
   // A few numbers that are mostly cancellation say nothing.
   if (want.values.size() >= 64 && power > 1e-3 * terms) {
-    EXPECT_LE(error, slack * slack * NmseBound(got.dtype) * power)
-        << what << ": NMSE " << error / power;
+    const double bound = NmseBound(got.dtype) * power + 6 * std::sqrt(variance);
+    EXPECT_LE(error, slack * slack * bound) << what << ": NMSE " << error / power;
   }
 }
 
