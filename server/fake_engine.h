@@ -111,7 +111,12 @@ class EchoWorker : public WorkerClient {
     for (const SequenceEnd& end : plan.ended) known_.erase(end.sequence);
     for (const SequenceWork& work : plan.work) {
       if (work.begin) known_[work.sequence] = work.begin;
-      const SequenceStart& begin = *known_.at(work.sequence);
+      const auto known = known_.find(work.sequence);
+      if (known == known_.end()) {  // its first step failed, and this one was sent before that
+        result.error = "unknown sequence";
+        return result;
+      }
+      const SequenceStart& begin = *known->second;
       const SamplingParams& sampling = *begin.sampling;
       SequenceResult& out = result.results.emplace_back();
       out.sequence = work.sequence;
