@@ -81,12 +81,12 @@ Sequence* SchedulerCore::LiveRow(const Row& row) const {
 std::string SchedulerCore::CheckResult(const WorkerShare& share, const StepResult& result) const {
   for (size_t i = 0; i < share.rows.size(); ++i) {
     const Row& row = share.rows[i];
-    if (LiveRow(row) == nullptr) continue;
+    // Of those that are gone as well: who answers nothing has perhaps not seen the plan.
     const SequenceResult* r = FindResult(result, i, row.sequence);
     if (r == nullptr || r->run != row.run) {
       return absl::StrCat("no result for sequence ", row.sequence, " run ", row.run);
     }
-    if (!r->finite) continue;
+    if (LiveRow(row) == nullptr || !r->finite) continue;
     if (r->computed != row.start + row.count) {
       return absl::StrCat("sequence ", row.sequence, " computed ", r->computed,
                           " positions, planned ", row.start + row.count);

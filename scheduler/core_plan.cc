@@ -15,6 +15,7 @@ SchedulerCore::Outlook SchedulerCore::OutlookOf(const Sequence& sequence) const 
       const auto row = std::ranges::lower_bound(share.rows, sequence.id(), {}, &Row::sequence);
       if (row == share.rows.end() || row->sequence != sequence.id() || row->run != sequence.run())
         continue;
+      outlook.in_flight = true;
       outlook.computed = row->start + row->count;
       if (row->sample) ++outlook.total;
     }
@@ -39,7 +40,9 @@ bool SchedulerCore::CanPlan() const {
          });
 }
 
+// Its rows in flight would come back for nothing, and a failure of theirs strike nobody.
 void SchedulerCore::Preempt(Sequence& sequence) {
+  SY_CHECK(!OutlookOf(sequence).in_flight);
   Member& member = members_[sequence.worker()];
   if (sequence.told()) member.ended.push_back({sequence.id()});
   std::vector<int32_t> table = sequence.Stop();
@@ -57,18 +60,22 @@ Sequence& SchedulerCore::YoungestOn(int32_t worker) {
 }
 
 // Grows the block table for `positions`, or preempts the sequence: it is the youngest, or its
-// worker is too small and a larger one must take it.
-void SchedulerCore::Reserve(Sequence& sequence, int32_t positions) {
+// worker is too small and a larger one must take it. False: it must wait, because whoever is to be
+// preempted has rows in flight, which would be computed for nothing; perhaps it ends with them.
+bool SchedulerCore::Reserve(Sequence& sequence, int32_t positions) {
   const int32_t needed = BlocksFor(positions);
   BlockManager& blocks = members_[sequence.worker()].blocks;
-  if (needed > blocks.num_blocks()) return Preempt(sequence);
+  if (needed > blocks.num_blocks()) Preempt(sequence);
   while (sequence.running() && static_cast<int32_t>(sequence.blocks().size()) < needed) {
     if (blocks.CanAcquire({}, 1, 0)) {
       blocks.Acquire({}, 1, sequence.mutable_blocks());
-    } else {
-      Preempt(YoungestOn(sequence.worker()));
+      continue;
     }
+    Sequence& victim = YoungestOn(sequence.worker());
+    if (OutlookOf(victim).in_flight) return false;
+    Preempt(victim);
   }
+  return true;
 }
 
 std::vector<RowPick> SchedulerCore::PickAndReserve() {
@@ -85,12 +92,14 @@ std::vector<RowPick> SchedulerCore::PickAndReserve() {
   if (candidates.empty()) return {};
   const std::vector<RowPick> picks = PickRows(candidates, options_.max_num_batched_tokens);
   std::vector<RowPick> kept;
-  for (const RowPick& pick : picks) {  // by age: victims come later
+  std::vector<bool> short_of_blocks(members_.size(), false);  // by rank; nobody younger gets on
+  for (const RowPick& pick : picks) {                         // by age: victims come later
     const auto it = running_.find(pick.sequence);
-    if (it == running_.end()) continue;
+    if (it == running_.end() || short_of_blocks[it->second->worker()]) continue;
     Sequence& sequence = *it->second;
-    Reserve(sequence, OutlookOf(sequence).computed + pick.count);
-    if (sequence.running()) kept.push_back(pick);
+    const int32_t worker = sequence.worker();
+    short_of_blocks[worker] = !Reserve(sequence, OutlookOf(sequence).computed + pick.count);
+    if (sequence.running() && !short_of_blocks[worker]) kept.push_back(pick);
   }
   return kept;
 }

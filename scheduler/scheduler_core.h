@@ -154,9 +154,10 @@ class SchedulerCore {
   // A sequence as it will be when all its rows in flight have been applied.
   struct Outlook {
     int32_t computed = 0;
-    int32_t total = 0;      // ids, those included that steps in flight draw
-    int32_t pending = 0;    // rows that it could use in the next step
-    bool decoding = false;  // one row, which draws its next token
+    int32_t total = 0;       // ids, those included that steps in flight draw
+    int32_t pending = 0;     // rows that it could use in the next step
+    bool decoding = false;   // one row, which draws its next token
+    bool in_flight = false;  // it has rows in flight
   };
   struct Placement {
     int32_t worker = -1;          // rank
@@ -180,7 +181,7 @@ class SchedulerCore {
   Outlook OutlookOf(const Sequence& sequence) const;
   void Preempt(Sequence& sequence);
   Sequence& YoungestOn(int32_t worker);
-  void Reserve(Sequence& sequence, int32_t positions);
+  bool Reserve(Sequence& sequence, int32_t positions);
   std::vector<RowPick> PickAndReserve();
   std::vector<RowPick> PickSome();
   StepHeader NextHeader(const std::vector<RowPick>& picks, int32_t* fullest);

@@ -208,6 +208,49 @@ TEST_F(StepOverlapTest, APauseWaitsForBothSteps) {
   EXPECT_EQ(core_->TakePaused(), 1u);
 }
 
+// Blocks run out while the youngest has a row in flight: it is not preempted for nothing.
+TEST_F(StepOverlapTest, NobodyIsPreemptedWithRowsInFlight) {
+  model_.num_kv_blocks = 8;
+  Make();
+  const Request a = MakeRequest(Prompt(12), 12), b = MakeRequest(Prompt(12, 300), 12);
+  const RequestId old = Submit(a), young = Submit(b);
+  auto in_flight = Plan();
+  for (int32_t i = 0; i < 200 && in_flight; ++i) {
+    auto next = Plan();
+    Answer(*in_flight);
+    in_flight = next ? std::move(next) : Plan();
+  }
+  EXPECT_GT(core_->Stats().preemptions, 0u);
+  EXPECT_EQ(core_->Stats().dropped_results, 0u);
+  ExpectRight(old, a);
+  ExpectRight(young, b);
+}
+
+// It fills its worker with a token that is only expected: it waits for it, then moves to the larger
+// one.
+TEST_F(StepOverlapTest, WhoOutgrowsItsWorkerMovesOnce) {
+  model_.num_kv_blocks = 10;
+  core_ = std::make_unique<SchedulerCore>(options_, model_);
+  core_->Install({.epoch = 1, .attention = {{1, 4}, {2, 10}}});
+  for (int32_t rank = 0; rank < 2; ++rank) workers_.emplace_back(model_, rank);
+  const Request request = MakeRequest(Prompt(14), 12);
+  const RequestId id = Submit(request);
+  std::vector<int32_t> ranks;
+  auto in_flight = Plan();
+  for (int32_t i = 0; i < 100 && in_flight; ++i) {
+    ranks.push_back(in_flight->plans.at(0).first);
+    auto next = Plan();
+    Answer(*in_flight);
+    in_flight = next ? std::move(next) : Plan();
+  }
+  EXPECT_EQ(ranks.front(), 0);
+  EXPECT_EQ(ranks.back(), 1);
+  EXPECT_TRUE(std::ranges::is_sorted(ranks));
+  EXPECT_EQ(core_->Stats().preemptions, 1u);
+  EXPECT_EQ(core_->Stats().dropped_results, 0u);
+  ExpectRight(id, request);
+}
+
 // A worker without rows in the first step may be done with the second one before.
 TEST_F(StepOverlapTest, StepsMayCompleteInAnyOrder) {
   model_.num_kv_blocks = 4;  // the first request fills a worker
