@@ -16,7 +16,10 @@
 #include "proto/step_wire.h"
 #include "scheduler/cell_costs.h"
 #include "scheduler/cluster_credentials.h"
+#include "scheduler/cluster_messages.h"
 #include "scheduler/control_session.h"
+#include "scheduler/register_check.h"
+#include "scheduler/worker_reports.h"
 #include "spdlog/spdlog.h"
 
 namespace switchyard {
@@ -28,11 +31,8 @@ using SessionPtr = std::shared_ptr<ControlSession>;
 constexpr auto kTick = std::chrono::milliseconds(100);
 constexpr int kMissedHeartbeats = 8;
 constexpr int kMaxMessageBytes = 256 << 20;  // a result with all logprobs of a long prompt
-constexpr int32_t kMaxKvBlocks = 1 << 26;    // of one worker
 constexpr size_t kMaxQuarantine = 1024;
 constexpr auto kQuarantine = std::chrono::seconds(20);
-constexpr size_t kMaxCounters = 64;  // of one worker
-constexpr auto kRateWindow = std::chrono::seconds(1);
 
 std::string RandomBytes(size_t count) {
   std::string bytes(count, '\0');
@@ -67,8 +67,8 @@ struct Cluster::State final : public v1::Control::CallbackService {
         incarnation(static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch() /
                                           std::chrono::nanoseconds(1))),
         membership(ToMembershipOptions(options)),
-        loads(static_cast<size_t>(options.model.num_moe_layers) *
-              static_cast<size_t>(options.model.num_experts)) {}
+        reports(static_cast<size_t>(options.model.num_moe_layers) *
+                static_cast<size_t>(options.model.num_experts)) {}
 
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::SchedulerMessage>* Session(
       grpc::CallbackServerContext* context) override;
@@ -84,7 +84,6 @@ struct Cluster::State final : public v1::Control::CallbackService {
   void HangUpOnTheSilent(Clock::time_point now);  // who has not registered in time
   void Handle(const SessionPtr& session, const v1::WorkerMessage& message);
   void Register(const SessionPtr& session, const v1::Register& facts);
-  std::string Refusal(const v1::Register& facts) const;  // empty: welcome
   void OnLoaded(WorkerId worker, const v1::Loaded& loaded, Clock::time_point now);
   void End(const SessionPtr& session);
   void Forget(WorkerId worker);
@@ -96,7 +95,6 @@ struct Cluster::State final : public v1::Control::CallbackService {
   void Do(FenceAction& action);
   void Do(WorkerEvent& event);
   void SendTo(WorkerId worker, v1::SchedulerMessage message);
-  void CountStats(WorkerId worker, const v1::MoeStats& stats);
   void RebalanceIfDue(Clock::time_point now);
   void Publish();
 
@@ -119,20 +117,10 @@ struct Cluster::State final : public v1::Control::CallbackService {
   std::map<WorkerId, std::string> numerics;          // of those registered
   std::map<WorkerId, v1::PlanCosts> costs;           // as expert workers measured them
   std::map<WorkerId, uint64_t> worker_progress;
-  struct Rate {
-    uint64_t rows = 0;
-    Clock::time_point since;
-    double rows_per_s = 0;
-  };
-  std::map<WorkerId, Rate> rates;
   std::shared_ptr<Route> next_route;  // while Install messages go out
   v1::PlanCosts next_costs;           // of that epoch
-  // [num_moe_layers, num_experts] copies lately, halved every interval.
-  std::vector<int64_t> loads;
+  WorkerReports reports;
   Clock::time_point next_rebalance;
-  std::map<std::string, double> departed;  // counters of the workers that are gone
-  std::map<WorkerId, std::map<std::string, double>> counters;  // as last reported
-  double balancedness = -1, plan_gap = -1;                     // of the last report with plans
   uint64_t refusals = 0;
 
   mutable Mutex mu;
@@ -297,68 +285,15 @@ void Cluster::State::Handle(const SessionPtr& session, const v1::WorkerMessage& 
       membership.Drain(id, now);
       break;
     case v1::WorkerMessage::kMoeStats:
-      if (message.moe_stats().expert_copies_size() == 0) {  // an attention worker
-        CountStats(id, message.moe_stats());
-        break;
-      }
-      if (static_cast<size_t>(message.moe_stats().expert_copies_size()) != loads.size()) break;
-      CountStats(id, message.moe_stats());
-      for (size_t i = 0; i < loads.size(); ++i) {
-        loads[i] += static_cast<int64_t>(std::min<uint64_t>(
-            message.moe_stats().expert_copies(static_cast<int>(i)), uint64_t{1} << 40));
-      }
+      reports.Count(id, message.moe_stats());
       break;
     default:
       break;  // of a newer worker: the protocol version would differ if it mattered
   }
 }
 
-std::string Cluster::State::Refusal(const v1::Register& facts) const {
-  if (facts.protocol_version() != kProtocolVersion) {
-    return absl::StrCat("the worker speaks protocol ", facts.protocol_version(), ", the scheduler ",
-                        kProtocolVersion);
-  }
-  if (facts.version() != SWITCHYARD_VERSION) {
-    return absl::StrCat("the worker is version ", facts.version(), ", the scheduler ",
-                        SWITCHYARD_VERSION);
-  }
-  if (facts.role() != v1::WORKER_ROLE_ATTENTION && facts.role() != v1::WORKER_ROLE_EXPERT)
-    return absl::StrCat("the worker names no role (", static_cast<int>(facts.role()), ")");
-  if (facts.model_hash() != options.model_hash) {
-    return absl::StrCat("the worker has another model: its hash is ",
-                        absl::Hex(facts.model_hash(), absl::kZeroPad16), ", that of ",
-                        options.model.name, " here is ",
-                        absl::Hex(options.model_hash, absl::kZeroPad16));
-  }
-  if (facts.data_address().empty()) return "the worker has no data address";
-  if (facts.role() == v1::WORKER_ROLE_ATTENTION) {
-    if (facts.num_kv_blocks() <= 0 || facts.num_kv_blocks() > kMaxKvBlocks) {
-      return absl::StrCat("the worker has ", facts.num_kv_blocks(), " KV blocks, not from 1 to ",
-                          kMaxKvBlocks);
-    }
-    if (facts.max_model_len() < options.model.max_model_len) {
-      return absl::StrCat("the worker serves ", facts.max_model_len(),
-                          " positions, the scheduler asks for ", options.model.max_model_len);
-    }
-    const int64_t positions = int64_t{facts.num_kv_blocks()} * options.model.block_size;
-    if (positions < options.model.max_model_len) {
-      return absl::StrCat("the worker's ", facts.num_kv_blocks(), " KV blocks hold ", positions,
-                          " positions, a sequence may need ", options.model.max_model_len);
-    }
-  }
-  // One pool, one way to compute: those who are here decide.
-  for (const auto& [id, numerics_id] : numerics) {
-    if (numerics_id != facts.numerics_id()) {
-      return absl::StrCat("the worker computes as ", facts.numerics_id(), ", worker ", id,
-                          " of this cell as ", numerics_id,
-                          "; --isa and --dtype choose a common way");
-    }
-  }
-  return "";
-}
-
 void Cluster::State::Register(const SessionPtr& session, const v1::Register& facts) {
-  std::string refusal = Refusal(facts);
+  std::string refusal = RegisterRefusal(facts, options.model, options.model_hash, numerics);
   if (ids.count(session.get()) > 0) {
     refusal = "the worker has registered already";
   } else if (unregistered.erase(session) == 0) {
@@ -424,32 +359,13 @@ void Cluster::State::End(const SessionPtr& session) {
   membership.Lost(id, "its control connection broke", Clock::now());
 }
 
-void Cluster::State::CountStats(WorkerId worker, const v1::MoeStats& stats) {
-  std::map<std::string, double>& now = counters[worker];
-  const std::map<std::string, double> before = now;
-  for (const v1::Counter& counter : stats.counters()) {
-    if (now.size() < kMaxCounters || now.count(counter.name()) > 0)
-      now[counter.name()] = counter.value();
-  }
-  const auto rise = [&](const char* name) {
-    const auto last = before.find(name);
-    return now[name] - (last == before.end() ? 0 : last->second);
-  };
-  if (stats.expert_copies_size() == 0) return;
-  // Every rank makes the same plans: any report speaks for all.
-  const double plans = rise("plans");
-  if (plans <= 0) return;
-  balancedness = rise("balancedness_sum") / plans;
-  plan_gap = rise("plan_gap_sum") / plans;
-}
-
 void Cluster::State::RebalanceIfDue(Clock::time_point now) {
   if (options.placement_interval.count() == 0 || now < next_rebalance) return;
   const bool first = next_rebalance == Clock::time_point();
   next_rebalance = now + options.placement_interval;
   if (first) return;
-  membership.Rebalance(loads, now);
-  for (int64_t& load : loads) load /= 2;
+  membership.Rebalance(reports.loads(), now);
+  reports.Age();
 }
 
 void Cluster::State::Forget(WorkerId worker) {
@@ -459,12 +375,8 @@ void Cluster::State::Forget(WorkerId worker) {
   numerics.erase(worker);
   costs.erase(worker);
   incarnations.erase(worker);
-  for (const auto& [name, value] : counters[worker]) {
-    if (departed.size() < kMaxCounters || departed.count(name) > 0) departed[name] += value;
-  }
-  counters.erase(worker);
   worker_progress.erase(worker);
-  rates.erase(worker);
+  reports.Forget(worker);
 }
 
 bool Cluster::State::CarryOut() {
@@ -479,13 +391,7 @@ void Cluster::State::SendTo(WorkerId worker, v1::SchedulerMessage message) {
 }
 
 void Cluster::State::Do(AssignAction& action) {
-  v1::SchedulerMessage message;
-  v1::Assign* assign = message.mutable_assign();
-  assign->set_assignment(action.assignment);
-  assign->set_bytes_per_step(action.urgent ? 0 : options.load_bytes_per_step);
-  for (const std::set<int32_t>& experts : action.experts)
-    assign->add_layers()->mutable_experts()->Add(experts.begin(), experts.end());
-  SendTo(action.worker, std::move(message));
+  SendTo(action.worker, AssignMessage(action, options.load_bytes_per_step));
 }
 
 void Cluster::State::Do(InstallAction& action) {
@@ -503,26 +409,7 @@ void Cluster::State::Do(InstallAction& action) {
     }
     next_costs = CombineCosts(measured);
   }
-  v1::SchedulerMessage message;
-  v1::Install* install = message.mutable_install();
-  install->set_epoch(spec.epoch);
-  install->set_rank(action.rank);
-  install->set_num_attention(spec.num_attention);
-  for (size_t r = 0; r < spec.members.size(); ++r) {
-    v1::Member* member = install->add_members();
-    member->set_worker(spec.members[r]);
-    member->set_data_address(spec.data_addresses[r]);
-  }
-  for (int32_t l = 0; l < spec.placement->num_layers(); ++l) {
-    for (int32_t e = 0; e < spec.placement->num_experts(); ++e) {
-      const std::span<const int32_t> hosts = spec.placement->Hosts(l, e);
-      install->add_hosts()->mutable_ranks()->Add(hosts.begin(), hosts.end());
-    }
-  }
-  install->set_secret(spec.secret);
-  install->set_balance(options.balance);
-  *install->mutable_costs() = next_costs;
-  SendTo(action.worker, std::move(message));
+  SendTo(action.worker, InstallMessage(action, options.balance, next_costs));
 }
 
 void Cluster::State::Do(AbortAction& action) {
@@ -591,20 +478,7 @@ void Cluster::State::Publish() {
   next.failovers = totals.failovers;
   next.rebalances = totals.rebalances;
   next.refusals = refusals;
-  next.counters = departed;
-  for (const auto& [worker, reported] : counters) {
-    for (const auto& [name, value] : reported) next.counters[name] += value;
-  }
-  next.balancedness = balancedness;
-  next.plan_gap = plan_gap;
   for (const Membership::WorkerView& view : membership.Workers()) {
-    Rate& rate = rates[view.id];
-    if (now - rate.since >= kRateWindow) {
-      const double seconds = std::chrono::duration<double>(now - rate.since).count();
-      rate.rows_per_s = static_cast<double>(view.rows - rate.rows) / seconds;
-      rate.rows = view.rows;
-      rate.since = now;
-    }
     next.workers.push_back(
         {.id = view.id,
          .role = view.facts.role == WorkerRole::kAttention ? "attention" : "expert",
@@ -620,9 +494,9 @@ void Cluster::State::Publish() {
          .num_experts = view.num_experts,
          .num_kv_blocks = view.facts.num_kv_blocks,
          .rows = view.rows,
-         .rows_per_s = rate.rows_per_s,
          .heartbeat_age_s = std::chrono::duration<double>(now - view.last_heartbeat).count()});
   }
+  reports.Fill(now, &next);
   MutexLock lock(mu);
   snapshot = std::move(next);
 }
