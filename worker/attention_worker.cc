@@ -80,7 +80,10 @@ StepResult AttentionWorker::RunStep(const StepPlan& plan) {
     const std::chrono::nanoseconds took = std::chrono::steady_clock::now() - start;
     result.step_ns = took.count();
     result.wait_ns = exchange_.TakeWaited().count();
-    if (!failed_.ok()) callbacks_.on_failure(failed_);
+    if (!failed_.ok()) {
+      exchange_.Quit(failed_);
+      callbacks_.on_failure(failed_);
+    }
   }
   if (!failed_.ok()) {
     result.results.clear();

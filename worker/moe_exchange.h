@@ -59,6 +59,8 @@ class MoeExchange {
   std::span<const int32_t> row_of(int32_t micro_batch) const {
     return flights_[static_cast<size_t>(micro_batch)].lists.row_of;
   }
+  // The step failed, at whatever point: no buffer is touched any more.
+  void Quit(const absl::Status& reason) { communicator_->Quit(reason); }
   // Time in waits for peers since the last call.
   std::chrono::nanoseconds TakeWaited() { return std::exchange(waited_, {}); }
 
