@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <utility>
 
 #include "kernels/check.h"
 
@@ -126,7 +127,7 @@ void ForeignSlots::Rebuild(const Layer& state, LiveHosts* hosts) {
   for (int32_t f : state.experts) {
     if (f >= 0) foreign[f] = 0;
   }
-  SortExperts(hosts);
+  hosts->order.clear();
   SortPairs(state, hosts);
 }
 
@@ -237,10 +238,16 @@ void ForeignSlots::Apply(int32_t layer, std::span<WeightMove> moves, std::vector
     state.last_use[best] = plans_;
     move.slot = static_cast<int32_t>(best - begin);
   }
-  state.any = true;
+  const bool only_homes = !std::exchange(state.any, true);
   Rebuild(state, &spare_);
   std::swap(state.hosts, spare_);  // spare_: the hosts before the moves
   carried_.assign(state.hosts.ranks.size(), 0);
+  if (only_homes) {
+    for (size_t i = 0; i < moved_.size(); ++i)
+      carried_[static_cast<size_t>(moved_[i])] = (*quota)[i];
+    std::swap(*quota, carried_);
+    return;
+  }
   // Both by expert, then rank. A pair without tokens is perhaps no longer there.
   const LiveHosts& before = spare_;
   const LiveHosts& hosts = state.hosts;

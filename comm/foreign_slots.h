@@ -19,7 +19,7 @@ struct LiveHosts {
   std::vector<int32_t> ranks;       // [pairs] hosts of each expert, ascending
   std::vector<int32_t> expert_of;   // [pairs]
   std::vector<int32_t> home_pair;   // [num_experts] the pair of the first home
-  std::vector<int32_t> order;       // [num_experts] by number of hosts, then id
+  std::vector<int32_t> order;       // [num_experts] by number of hosts, then id; empty: not sorted
   std::vector<int32_t> rank_first;  // [num_ranks + 1] into of_rank
   std::vector<int32_t> of_rank;     // [pairs] the pairs of each rank: homes by expert, then slots
   int32_t num_single = 0;           // experts with one host: the first of `order`
@@ -59,7 +59,11 @@ class ForeignSlots {
   ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_rank);
 
   size_t most_pairs() const { return most_pairs_; }  // of any layer with all slots in use
-  const LiveHosts& Hosts(int32_t layer) const { return layers_[static_cast<size_t>(layer)].hosts; }
+  const LiveHosts& Hosts(int32_t layer) {
+    LiveHosts& hosts = layers_[static_cast<size_t>(layer)].hosts;
+    if (hosts.order.empty()) SortExperts(&hosts);  // when the next plan needs it
+    return hosts;
+  }
   const Homes& HomesOf(int32_t layer) const { return layers_[static_cast<size_t>(layer)].homes; }
   std::span<const int32_t> Experts(int32_t layer, int32_t rank) const;
 

@@ -124,7 +124,8 @@ int64_t BalanceTokens(const PlanProblem& problem, PlanScratch* scratch, Assignme
 
 // ---- plan_spill.cc: regime C ----
 // From `base`: most loaded rank to least loaded with weights, while the model says that it pays.
-// free_slots [num_ranks]: foreign slots that base leaves free. Homes send.
+// free_slots [num_ranks]: foreign slots that base leaves free. Homes send. When nothing is better
+// than base, out's tau is base's and the rest of it means nothing.
 void PlanSpill(const PlanProblem& problem, const Assignment& base, int64_t bound,
                std::span<const int32_t> free_slots, PlanScratch* scratch, Assignment* out);
 

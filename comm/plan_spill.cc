@@ -138,9 +138,6 @@ void PlanSpill(const PlanProblem& problem, const Assignment& base, int64_t bound
   // Which target is best is not known: every move adds to the total. The first attempt, at the
   // bound, shows about how many are needed, and the second counts them in; then bisect between what
   // failed and the best tau so far. The best attempt is kept in `out`.
-  out->quota = base.quota;
-  out->spilled.clear();
-  out->cost = base.cost;
   out->tau = base.tau;
   Assignment& trial = scratch->attempt;
   int64_t low = bound, high = base.tau;
