@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iostream>
 #include <memory>
 #include <random>
 #include <vector>
@@ -11,18 +10,11 @@
 #include "comm/dispatch_planner.h"
 #include "comm/expert_placement.h"
 #include "kernels/check.h"
+#include "kernels/test_seed.h"
 
 namespace switchyard {
 
-// A generator with a fresh seed, printed so that a failure can be repeated with
-// SWITCHYARD_TEST_SEED.
-inline std::mt19937 SeededRng() {
-  const char* fixed = std::getenv("SWITCHYARD_TEST_SEED");
-  const auto seed = fixed != nullptr ? static_cast<uint32_t>(std::strtoul(fixed, nullptr, 10))
-                                     : std::random_device()();
-  std::cout << "SWITCHYARD_TEST_SEED=" << seed << "\n";
-  return std::mt19937(seed);
-}
+inline std::mt19937 SeededRng() { return std::mt19937(TestSeed()); }
 
 inline int32_t Below(std::mt19937& rng, int32_t n) {
   return static_cast<int32_t>(rng() % static_cast<uint32_t>(n));

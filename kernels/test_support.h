@@ -15,6 +15,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/reference/reference.h"
+#include "kernels/test_seed.h"
 #include "kernels/thread_pool.h"
 
 namespace switchyard::testing {
@@ -81,14 +82,6 @@ class Random {
  private:
   std::mt19937_64 engine_;
 };
-
-// The seed of a randomised test, printed so that a failure can be repeated with KERNELS_TEST_SEED.
-inline uint64_t TestSeed() {
-  const char* text = std::getenv("KERNELS_TEST_SEED");
-  const uint64_t seed = text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device{}();
-  std::printf("KERNELS_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
-  return seed;
-}
 
 // Bounds per type: float32 results of float32 sums; bfloat16 results carry one rounding, whose
 // error is uniform in +-ulp/2: its mean square is ulp^2 / 12, at most 2^-14 / 12 of the value's

@@ -8,6 +8,7 @@
 #include <optional>
 #include <ostream>
 
+#include "kernels/test_seed.h"
 #include "worker/remote_cell.h"
 
 namespace switchyard {
@@ -37,25 +38,15 @@ std::vector<Shape> AllShapes() {
 
 class CellMatrixTest : public testing::TestWithParam<Shape> {
  protected:
-  CellMatrixTest() {
-    std::cout << "SWITCHYARD_TEST_SEED=" << seed_ << "\n";
-    random_.seed(seed_);
-    expected_ = Reference(GetParam().fixture, random_, &cases_);
-  }
+  CellMatrixTest() { expected_ = Reference(GetParam().fixture, random_, &cases_); }
   void ExpectTheBits(TestDriver& driver, const std::string& what) {
     const std::vector<TestOutput> got = RunMixed(driver, cases_, random_);
     for (size_t i = 0; i < cases_.size(); ++i) {
-      ExpectSameBits(expected_[i], got[i],
-                     absl::StrCat(GetParam().Name(), " ", what, " case ", i, " seed ", seed_));
+      ExpectSameBits(expected_[i], got[i], absl::StrCat(GetParam().Name(), " ", what, " case ", i));
     }
   }
-  static uint32_t Seed() {
-    const char* set = std::getenv("SWITCHYARD_TEST_SEED");
-    return set != nullptr ? static_cast<uint32_t>(std::stoul(set)) : std::random_device{}();
-  }
 
-  const uint32_t seed_ = Seed();
-  std::mt19937 random_;
+  std::mt19937 random_{TestSeed()};
   std::vector<Case> cases_;
   std::vector<TestOutput> expected_;
 };

@@ -13,6 +13,7 @@
 #include "comm/routing_trace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_seed.h"
 #include "worker/safetensors.h"
 #include "worker/test_cases.h"
 #include "worker/test_driver.h"
@@ -40,9 +41,7 @@ std::unique_ptr<LocalCell> MakeCell(const CellOptions& options) {
 class CellFamilyTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(CellFamilyTest, BitsDoNotDependOnBatchChunksWorkersOrPlacement) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   CellOptions options = Options(GetParam());
   options.expert_workers = 1;
   std::unique_ptr<LocalCell> reference = MakeCell(options);
@@ -112,9 +111,7 @@ RoutingTrace RecordCases(CellOptions options, const std::vector<Case>& cases, in
 }
 
 TEST_P(CellFamilyTest, RecordedRoutingIsWhatWasComputedWithoutTouchingTheBits) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   CellOptions options = Options(GetParam());
   options.expert_workers = 1;
   std::vector<Case> cases;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_seed.h"
 #include "nlohmann/json.hpp"
 #include "worker/model_families.h"
 #include "worker/model_tensors.h"
@@ -272,9 +273,7 @@ TEST(ModelConfigTest, DeepNestingIsRefusedBeforeItIsRead) {
 }
 
 TEST(ModelConfigTest, MutatedConfigsNeverCrash) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   json base = BaseConfig("Qwen2MoeForCausalLM");
   base["rope_scaling"] = {
       {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}};

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_seed.h"
 #include "kernels/thread_pool.h"
 #include "worker/local_cell.h"
 #include "worker/model_facts.h"
@@ -60,9 +61,7 @@ std::unique_ptr<LocalCell> MakeCell(const CellOptions& options) {
 class QuantizedCellTest : public testing::TestWithParam<Param> {};
 
 TEST_P(QuantizedCellTest, BitsDoNotDependOnBatchChunksWorkersThreadsOrPlacement) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   CellOptions options = Options(GetParam());
   options.expert_workers = 1;
   std::unique_ptr<LocalCell> reference = MakeCell(options);

@@ -13,6 +13,7 @@
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_seed.h"
 #include "nlohmann/json.hpp"
 #include "worker/checkpoint.h"
 #include "worker/local_cell.h"
@@ -262,9 +263,7 @@ TEST_F(QuantizedRefusalTest, TensorsThatDoNotFitAreNamed) {
 // Whatever a damaged header or config says, opening ends in a message or in tensors that can be
 // read to the end.
 TEST_F(QuantizedRefusalTest, MutationsNeverCrash) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   int opened = 0;
   for (const std::string& format : Formats()) {
     const std::string file = ReadFile(Folder(format) + "/model.safetensors");

@@ -2,9 +2,9 @@
 
 #include <random>
 
-#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_seed.h"
 
 namespace switchyard {
 namespace {
@@ -97,9 +97,7 @@ TEST(WeightFormatsTest, BadFilesAreRefusedWithLineAndReason) {
 }
 
 TEST(WeightFormatsTest, MutationsNeverCrash) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   const std::string good =
       R"([{"roles": ["experts"], "layers": [1, [2, 3]], "experts": [0], "format": "int8"}])";
   for (int round = 0; round < 20000; ++round) {

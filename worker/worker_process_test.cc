@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_seed.h"
 #include "worker/fake_scheduler.h"
 #include "worker/remote_cell.h"
 #include "worker/test_cases.h"
@@ -33,9 +34,7 @@ class RemoteCellTest : public testing::TestWithParam<std::string> {};
 // After every few steps the epoch ends, in half of the cases with a step in flight, and another
 // number of expert workers serves another placement.
 TEST_P(RemoteCellTest, BitsAreThoseOfOneProcessThroughEpochChanges) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   std::vector<Case> cases;
   const std::vector<TestOutput> expected = Reference(GetParam(), random, &cases);
 
@@ -86,9 +85,7 @@ INSTANTIATE_TEST_SUITE_P(Families, RemoteCellTest,
 // An expert worker dies with a step in flight; the survivors name it, hold what was its, and the
 // sequences go on from what was committed.
 TEST(WorkerProcessTest, ADeadPeerEndsTheEpochAndNothingElse) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(TestSeed());
   std::vector<Case> cases;
   const std::vector<TestOutput> expected = Reference("olmoe", random, &cases);
   RemoteCell cell("olmoe", 1, 2);
