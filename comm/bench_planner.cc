@@ -14,6 +14,7 @@
 #include "comm/bench_cases.h"
 #include "comm/placement_planner.h"
 #include "kernels/check.h"
+#include "kernels/measure.h"
 
 namespace switchyard {
 namespace {
@@ -68,13 +69,6 @@ Placement HomesWithReplicas(const BenchCase& c, const Steps& steps) {
   auto placement = ExpertPlacement::Create(spec.num_ranks, {std::move(hosts)});
   SY_CHECK(placement.ok());
   return std::make_shared<const ExpertPlacement>(*std::move(placement));
-}
-
-// Of this thread: what else runs on the machine does not count.
-int64_t CpuNanoseconds() {
-  timespec now;
-  SY_CHECK_EQ(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now), 0);
-  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
 // One planner over one workload.
@@ -136,13 +130,13 @@ class Run {
   }
 
   void OneStep(const std::vector<int32_t>& counts) {
-    int64_t shortest = INT64_MAX;
+    double shortest = std::numeric_limits<double>::max();
     for (DispatchPlanner& planner : twins_) {
-      const int64_t start = CpuNanoseconds();
+      const double start = CpuSeconds(CLOCK_THREAD_CPUTIME_ID);
       planner.Plan(counts, case_.spec.num_sources, 0, &plan_);
-      shortest = std::min(shortest, CpuNanoseconds() - start);
+      shortest = std::min(shortest, CpuSeconds(CLOCK_THREAD_CPUTIME_ID) - start);
     }
-    plan_us_.push_back(static_cast<double>(shortest) * 1e-3);
+    plan_us_.push_back(shortest * 1e6);
     taus_.push_back(static_cast<double>(plan_.tau_ps) * 1e-6 + std::exchange(rebalance_us_, 0.0));
     row_.tau_us += taus_.back() / steps_;
     row_.bound_us += static_cast<double>(plan_.lower_bound_ps) * 1e-6 / steps_;

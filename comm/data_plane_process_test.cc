@@ -7,7 +7,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,6 +24,7 @@
 #include "comm/data_plane_test_ranks.h"
 #include "comm/test_messages.h"
 #include "comm/test_problems.h"
+#include "kernels/measure.h"
 
 namespace switchyard {
 namespace {
@@ -43,13 +43,6 @@ size_t NumOpenFiles() {
   while (readdir(dir) != nullptr) ++count;
   closedir(dir);
   return count;
-}
-
-int64_t CpuMs() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
-         (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
 }
 
 int64_t HeapKib() {
@@ -117,10 +110,12 @@ int RunRank() {
       int64_t patience_ms = 0;
       in >> seed >> rounds >> patience_ms;
       worker = std::thread([&comm, seed, rounds, patience_ms] {
-        const int64_t before = CpuMs();
+        const double before = CpuSeconds(CLOCK_PROCESS_CPUTIME_ID);
         const absl::Status status =
             Exchange(*comm, seed, rounds, std::chrono::milliseconds(patience_ms));
-        std::cout << absl::StrCat("done ", CpuMs() - before, " ", status.ToString(), "\n")
+        const double seconds = CpuSeconds(CLOCK_PROCESS_CPUTIME_ID) - before;
+        std::cout << absl::StrCat("done ", static_cast<int64_t>(seconds * 1e3), " ",
+                                  status.ToString(), "\n")
                   << std::flush;
       });
     } else if (command == "abort") {

@@ -5,7 +5,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +19,7 @@
 #include "comm/data_plane.h"
 #include "comm/test_messages.h"
 #include "kernels/check.h"
+#include "kernels/measure.h"
 
 namespace switchyard {
 namespace {
@@ -33,20 +33,6 @@ struct Options {
   int milliseconds = 50;  // per run
   bool json = false;
 };
-
-double Seconds(const timeval& time) {
-  return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
-}
-double CpuSeconds() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return Seconds(usage.ru_utime) + Seconds(usage.ru_stime);
-}
-
-double Median(std::vector<double> values) {
-  std::ranges::nth_element(values, values.begin() + static_cast<ptrdiff_t>(values.size() / 2));
-  return values[values.size() / 2];
-}
 
 void ReadAll(int fd, void* to, size_t size) {
   SY_CHECK_EQ(recv(fd, to, size, MSG_WAITALL), static_cast<ssize_t>(size));
@@ -111,11 +97,12 @@ class Rank {
       if (rank_ == 0) SY_CHECK_EQ(write(control_, &count, sizeof(count)), 8);
       if (rank_ == 1) ReadAll(control_, &count, sizeof(count));
       const auto begin = Clock::now();
-      const double cpu = CpuSeconds();
+      const double cpu = CpuSeconds(CLOCK_PROCESS_CPUTIME_ID);
       for (uint64_t i = 0; i < count; ++i) plain ? Plain(size) : Network(size);
       microseconds = std::chrono::duration<double, std::micro>(Clock::now() - begin).count() /
                      static_cast<double>(count);
-      cpu_microseconds_ = 1e6 * (CpuSeconds() - cpu) / static_cast<double>(count);
+      cpu_microseconds_ =
+          1e6 * (CpuSeconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / static_cast<double>(count);
       count = std::max<uint64_t>(8, static_cast<uint64_t>(1000.0 * milliseconds / microseconds));
     }
     return microseconds;

@@ -10,6 +10,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/bandwidth_probe.h"
+#include "kernels/measure.h"
 #include "kernels/onednn_matmul.h"
 #include "kernels/thread_pool.h"
 
@@ -42,12 +43,6 @@ struct RandomTensor {
   Buffer buffer;
   Tensor t;
 };
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 double SecondsOf(const std::function<void()>& fn) {
   const auto begin = Clock::now();

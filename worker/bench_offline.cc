@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/bandwidth_probe.h"
+#include "kernels/measure.h"
 #include "nlohmann/json.hpp"
 #include "worker/batch_run.h"
 
@@ -57,13 +58,6 @@ absl::Status CheckKv(const ModelInfo& model, int attention_workers, int batch, i
 
 void Log(const BenchOfflineOptions& options, const std::string& line) {
   if (options.log) options.log(line);
-}
-
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0.0;
-  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 // What the repetitions of one batch took.

@@ -16,6 +16,7 @@
 #include "comm/dispatch_planner.h"
 #include "comm/workload.h"
 #include "kernels/backend.h"
+#include "kernels/measure.h"
 #include "kernels/thread_pool.h"
 #include "worker/move_link.h"
 #include "worker/plan_cost_probe.h"
@@ -23,19 +24,7 @@
 namespace switchyard {
 namespace {
 
-// Processor time: what else runs on the machine does not count.
-double CpuSeconds(clockid_t clock) {
-  timespec now;
-  SY_CHECK_EQ(clock_gettime(clock, &now), 0);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 double OwnSeconds() { return CpuSeconds(CLOCK_THREAD_CPUTIME_ID); }
-
-double Quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  std::ranges::sort(values);
-  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
 
 absl::Status CheckOptions(const BenchReroutingOptions& o) {
   const auto check = [](const char* what, int64_t value, int64_t min, int64_t max) {
