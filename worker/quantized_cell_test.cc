@@ -52,12 +52,6 @@ CellOptions Options(const Param& param) {
   return options;
 }
 
-std::unique_ptr<LocalCell> MakeCell(const CellOptions& options) {
-  absl::StatusOr<std::unique_ptr<LocalCell>> cell = LocalCell::Create(options);
-  EXPECT_TRUE(cell.ok()) << cell.status();
-  return cell.ok() ? *std::move(cell) : nullptr;
-}
-
 class QuantizedCellTest : public testing::TestWithParam<Param> {};
 
 TEST_P(QuantizedCellTest, BitsDoNotDependOnBatchChunksWorkersThreadsOrPlacement) {
@@ -67,16 +61,9 @@ TEST_P(QuantizedCellTest, BitsDoNotDependOnBatchChunksWorkersThreadsOrPlacement)
   std::unique_ptr<LocalCell> reference = MakeCell(options);
   ASSERT_NE(reference, nullptr);
   const std::vector<Case> cases = RandomCases(6, reference->model_info(), random);
-  std::vector<TestOutput> expected;
   TestDriver alone(reference.get());
-  for (const Case& c : cases)
-    expected.push_back(alone.Generate(c.prompt, c.sampling, c.num_tokens, 256));
-  const auto compare = [&](TestDriver& driver, const std::string& what) {
-    const std::vector<TestOutput> got = RunMixed(driver, cases, random);
-    for (size_t i = 0; i < cases.size(); ++i)
-      ExpectSameBits(expected[i], got[i], absl::StrCat(what, " case ", i));
-  };
-  compare(alone, "1x1 batched");
+  const std::vector<TestOutput> expected = RunAlone(alone, cases);
+  ExpectSameBits(expected, RunMixed(alone, cases, random), "1x1 batched");
   uint64_t moved = 0;
   const bool experts_differ = GetParam().rules.find("\"experts\":") != std::string::npos;
   for (const auto& [attention, experts, threads] : {std::array{1, 4, 1}, {2, 3, 2}, {3, 2, 4}}) {
@@ -91,7 +78,8 @@ TEST_P(QuantizedCellTest, BitsDoNotDependOnBatchChunksWorkersThreadsOrPlacement)
     std::unique_ptr<LocalCell> cell = MakeCell(options);
     ASSERT_NE(cell, nullptr);
     TestDriver driver(cell.get());
-    compare(driver, absl::StrCat(attention, "x", experts));
+    ExpectSameBits(expected, RunMixed(driver, cases, random),
+                   absl::StrCat(attention, "x", experts));
     for (int e = 0; e < experts; ++e) moved += cell->expert_counters(e).weights_received.load();
   }
   if (GetParam().fixture == "qwen3_moe") {  // the one with enough experts for it to be certain

@@ -163,14 +163,10 @@ inline std::vector<TestOutput> Reference(const std::string& fixture, std::mt1993
   options.expert_workers = 1;
   options.kv_cache_memory = 8 << 20;
   options.max_num_batched_tokens = 256;
-  absl::StatusOr<std::unique_ptr<LocalCell>> cell = LocalCell::Create(options);
-  EXPECT_TRUE(cell.ok()) << cell.status();
-  *cases = RandomCases(6, (*cell)->model_info(), random);
-  TestDriver alone(cell->get());
-  std::vector<TestOutput> outputs;
-  for (const Case& c : *cases)
-    outputs.push_back(alone.Generate(c.prompt, c.sampling, c.num_tokens, 256));
-  return outputs;
+  const std::unique_ptr<LocalCell> cell = MakeCell(options);
+  *cases = RandomCases(6, cell->model_info(), random);
+  TestDriver alone(cell.get());
+  return RunAlone(alone, *cases);
 }
 
 }  // namespace switchyard

@@ -45,12 +45,33 @@ inline void ExpectSameBits(const TestOutput& a, const TestOutput& b, const std::
   }
 }
 
+inline std::unique_ptr<LocalCell> MakeCell(const CellOptions& options) {
+  absl::StatusOr<std::unique_ptr<LocalCell>> cell = LocalCell::Create(options);
+  EXPECT_TRUE(cell.ok()) << cell.status();
+  return cell.ok() ? *std::move(cell) : nullptr;
+}
+
 // A request of the equality tests: prompt and sampling parameters, drawn once.
 struct Case {
   std::vector<int32_t> prompt;
   SamplingParams sampling;
   size_t num_tokens = 0;
 };
+
+inline void ExpectSameBits(const std::vector<TestOutput>& want, const std::vector<TestOutput>& got,
+                           const std::string& what) {
+  ASSERT_EQ(want.size(), got.size()) << what;
+  for (size_t i = 0; i < want.size(); ++i)
+    ExpectSameBits(want[i], got[i], absl::StrCat(what, " case ", i));
+}
+
+// The reference: each case alone, its prompt in one chunk.
+inline std::vector<TestOutput> RunAlone(TestDriver& driver, const std::vector<Case>& cases) {
+  std::vector<TestOutput> outputs;
+  for (const Case& c : cases)
+    outputs.push_back(driver.Generate(c.prompt, c.sampling, c.num_tokens, 256));
+  return outputs;
+}
 
 inline std::vector<Case> RandomCases(size_t n, const ModelInfo& model, std::mt19937& random) {
   std::vector<Case> cases(n);

@@ -60,8 +60,7 @@ TEST_P(RemoteCellTest, BitsAreThoseOfOneProcessThroughEpochChanges) {
     cell.Stop();
     form();
   });
-  for (size_t i = 0; i < cases.size(); ++i)
-    ExpectSameBits(expected[i], got[i], absl::StrCat("case ", i));
+  ExpectSameBits(expected, got, "");
   EXPECT_GT(cell.epoch(), 2u);
   // What the workers tell of themselves.
   EXPECT_GT(cell.scheduler()
@@ -113,8 +112,7 @@ TEST(WorkerProcessTest, ADeadPeerEndsTheEpochAndNothingElse) {
     cell.Form({1}, even(1));
     driver.BeginEpoch(cell.epoch());
   });
-  for (size_t i = 0; i < cases.size(); ++i)
-    ExpectSameBits(expected[i], got[i], absl::StrCat("case ", i));
+  ExpectSameBits(expected, got, "");
   EXPECT_EQ(cell.epoch(), 2u);
 }
 
