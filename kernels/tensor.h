@@ -93,8 +93,10 @@ class Buffer {
     constexpr size_t kHugePage = size_t{2} << 20;
     const size_t rounded = (bytes + 63) / 64 * 64;
     const bool huge = bytes >= kHugePage;
-    data_.reset(rounded == 0 ? nullptr : std::aligned_alloc(huge ? kHugePage : 64, rounded));
-    SY_CHECK(rounded == 0 || data_ != nullptr);
+    if (rounded == 0) return;
+    void* data = nullptr;  // not aligned_alloc, which takes multiples of the alignment alone
+    SY_CHECK_EQ(posix_memalign(&data, huge ? kHugePage : 64, rounded), 0);
+    data_.reset(data);
     // Only whole huge pages, so that no more memory is used than asked for. A refusal costs speed
     // alone.
     if (huge) (void)madvise(data_.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);

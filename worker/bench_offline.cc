@@ -1,8 +1,11 @@
 #include "worker/bench_offline.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <random>
+#include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -36,6 +39,10 @@ absl::Status CheckOptions(const BenchOfflineOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("repetitions ", options.repetitions, " is not from 1 to 1000"));
   }
+  if (options.busy_threads < 0 || options.busy_threads > 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("busy threads ", options.busy_threads, " is not from 0 to 1024"));
+  }
   for (int batch : options.batches) {
     if (batch < 1 || batch > 1 << 16) {
       return absl::InvalidArgumentError(
@@ -59,6 +66,27 @@ absl::Status CheckKv(const ModelInfo& model, int attention_workers, int batch, i
 void Log(const BenchOfflineOptions& options, const std::string& line) {
   if (options.log) options.log(line);
 }
+
+// Threads that compute for nobody, as another program on the machine might.
+class BusyThreads {
+ public:
+  explicit BusyThreads(int count) {
+    for (int i = 0; i < count; ++i) {
+      threads_.emplace_back([this] {
+        while (!stop_.load(std::memory_order_relaxed)) {
+        }
+      });
+    }
+  }
+  ~BusyThreads() {
+    stop_.store(true);
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> threads_;
+};
 
 // What the repetitions of one batch took.
 struct Samples {
@@ -86,7 +114,9 @@ absl::Status Repeat(const BenchOfflineOptions& options, int batch, std::mt19937_
   return status;
 }
 
-BenchOfflineRow MakeRow(const BenchOfflineOptions& options, int batch, const Samples& samples) {
+// `busy`: of the runs beside busy threads; empty without any.
+BenchOfflineRow MakeRow(const BenchOfflineOptions& options, int batch, const Samples& samples,
+                        const Samples& busy) {
   BenchOfflineRow row{.batch = batch,
                       .prompt_tokens = options.prompt_tokens,
                       .output_tokens = options.output_tokens};
@@ -94,6 +124,11 @@ BenchOfflineRow MakeRow(const BenchOfflineOptions& options, int batch, const Sam
       static_cast<double>(batch) * options.prompt_tokens / Median(samples.prefill_seconds);
   row.prefill_gflops = Median(samples.prefill_flops_per_second) / 1e9;
   row.probe_gb_per_second = Median(samples.probe_gb_per_second);
+  const auto ratio = [](const std::vector<double>& alone, const std::vector<double>& beside) {
+    return beside.empty() ? 0.0 : Median(alone) / Median(beside);
+  };
+  row.busy_prefill_ratio = ratio(samples.prefill_seconds, busy.prefill_seconds);
+  row.busy_decode_ratio = ratio(samples.step_seconds, busy.step_seconds);
   if (samples.step_seconds.empty()) return row;
   const double step_seconds = Median(samples.step_seconds);
   row.decode_tokens_per_second = batch / step_seconds;
@@ -134,15 +169,19 @@ absl::StatusOr<BenchOfflineReport> BenchOffline(const BenchOfflineOptions& optio
   if (absl::Status status = run.Prefill(); !status.ok()) return status;
   probe.Sample();
   for (int batch : options.batches) {
-    Samples samples;
+    Samples samples, busy;
     samples.probe_gb_per_second.push_back(probe.Sample());
     for (int r = 0; r < options.repetitions; ++r) {
       Log(options, absl::StrCat("batch ", batch, ", run ", r + 1, " of ", options.repetitions));
       if (absl::Status status = Repeat(options, batch, random, &run, &samples); !status.ok())
         return status;
       samples.probe_gb_per_second.push_back(probe.Sample());
+      if (options.busy_threads == 0) continue;
+      const BusyThreads others(options.busy_threads);
+      if (absl::Status status = Repeat(options, batch, random, &run, &busy); !status.ok())
+        return status;
     }
-    report.rows.push_back(MakeRow(options, batch, samples));
+    report.rows.push_back(MakeRow(options, batch, samples, busy));
   }
   return report;
 }
@@ -159,6 +198,10 @@ std::string BenchOfflineReport::Text() const {
                                     row.prefill_tokens_per_second, row.prefill_gflops,
                                     row.decode_tokens_per_second, row.decode_bytes_per_step / 1e6,
                                     100 * row.decode_share_of_bound, row.probe_gb_per_second));
+    if (row.busy_prefill_ratio == 0) continue;
+    absl::StrAppendFormat(&text,
+                          "%6s beside busy threads: %.2f of the prefill, %.2f of the decode\n", "",
+                          row.busy_prefill_ratio, row.busy_decode_ratio);
   }
   return text;
 }
@@ -179,6 +222,9 @@ std::string BenchOfflineReport::Json() const {
                            {"decode_bytes_per_step", row.decode_bytes_per_step},
                            {"decode_share_of_bound", row.decode_share_of_bound},
                            {"prefill_gflops", row.prefill_gflops}});
+    if (row.busy_prefill_ratio == 0) continue;
+    out["rows"].back()["busy_prefill_ratio"] = row.busy_prefill_ratio;
+    out["rows"].back()["busy_decode_ratio"] = row.busy_decode_ratio;
   }
   return out.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }

@@ -20,6 +20,9 @@ struct BenchOfflineOptions {
   int output_tokens = 64;
   std::vector<int> batches = {1};
   int repetitions = 3;  // of every batch, each with tokens of its own; the medians are reported
+  // > 0: every repetition runs a second time while so many other threads of this process do nothing
+  // but compute; what is left of the speed is reported.
+  int busy_threads = 0;
   uint64_t seed = 0;
   std::function<void(const std::string& line)> log;  // what is being done, for people; may be null
 };
@@ -38,6 +41,9 @@ struct BenchOfflineRow {
   double decode_bytes_per_step = 0;  // BatchRun::bytes_read, mean over the steps
   double decode_share_of_bound = 0;  // those bytes / the median step's seconds / the probe
   double prefill_gflops = 0;         // BatchRun::flops, 1e9 per second
+  // Tokens per second beside busy threads over those without; 0: not measured.
+  double busy_prefill_ratio = 0;
+  double busy_decode_ratio = 0;
 };
 
 struct BenchOfflineReport {

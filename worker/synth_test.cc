@@ -212,6 +212,7 @@ TEST_F(SynthTest, BenchOfflineMeasures) {
   options.prompt_tokens = 20;
   options.output_tokens = 4;
   options.batches = {1, 40};
+  options.busy_threads = 1;
   const auto report = BenchOffline(options);
   ASSERT_TRUE(report.ok()) << report.status();
   const json rows = json::parse(report->Json())["rows"];
@@ -219,7 +220,8 @@ TEST_F(SynthTest, BenchOfflineMeasures) {
   for (const json& row : rows) {
     for (const char* field :
          {"prefill_tokens_per_second", "decode_tokens_per_second", "probe_gb_per_second",
-          "decode_bytes_per_step", "decode_share_of_bound", "prefill_gflops"}) {
+          "decode_bytes_per_step", "decode_share_of_bound", "prefill_gflops", "busy_prefill_ratio",
+          "busy_decode_ratio"}) {
       EXPECT_GT(row[field].get<double>(), 0.0) << field;
     }
   }

@@ -224,6 +224,12 @@ Command AddBench(CLI::App* parent) {
   offline->add_option("--isa", options.cell.isa, "auto, avx512, avx2 or portable")
       ->capture_default_str();
   AddWeightFormatFlags(offline, &options.cell.formats);
+  offline
+      ->add_option("--busy-threads", options.busy_threads,
+                   "run everything again beside so many threads that only compute, and print what "
+                   "is left of the speed")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   offline->add_option("--seed", options.seed, "of the random tokens")->capture_default_str();
   offline->add_flag("--json", flags->json, "print JSON alone on stdout");
   auto planner_flags = std::make_shared<BenchPlannerFlags>();
