@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""What several expert workers cost: one process with one expert worker, one with two, and processes of one thread each.
+
+Three servers of one model take turns at the same load (requests at once that each draw --tokens ids from 16 random ones, over
+HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of tokens per second, to the
+server with one expert worker in the same round.
+"""
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import random
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "python"))
+
+
+def tokens_per_second(server, model: str, at_once: int, tokens: int, rng: random.Random) -> float:
+    def one(prompt: list[int]) -> int:
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        return server.request("POST", "/v1/completions", body).json()["usage"]["completion_tokens"]
+
+    prompts = [[rng.randrange(1000) for _ in range(16)] for _ in range(at_once)]
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        total = sum(pool.map(one, prompts))
+    return total / (time.monotonic() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default=str(ROOT / "build" / "release" / "bin" / "switchyard"))
+    parser.add_argument("--model", default=str(ROOT / "models" / "demo"), help="checkpoint folder (default: the demo model)")
+    parser.add_argument("--requests", default="1,4,16", help="requests at once (default: 1,4,16)")
+    parser.add_argument("--tokens", type=int, default=96, help="drawn by each request (default: 96)")
+    parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
+    parser.add_argument("--json", action="store_true", help="print JSON alone on stdout")
+    args = parser.parse_args()
+    os.environ["SWITCHYARD_BIN"] = args.binary
+    import harness  # reads SWITCHYARD_BIN
+
+    shapes = {
+        "1 expert worker": ("--expert-workers", 1),
+        "2 expert workers": ("--expert-workers", 2),
+        "3 processes": ("--expert-workers", 2, "--processes"),
+    }
+    common = ("--kv-cache-memory", "256MiB", "--served-model-name", "m")
+    servers = {name: harness.Server(args.model, *flags, *common, name=f"bench.workers.{i}")
+               for i, (name, flags) in enumerate(shapes.items())}
+    rng = random.Random(1)
+    rows = []
+    try:
+        for at_once in map(int, args.requests.split(",")):
+            speeds: dict[str, list[float]] = {name: [] for name in shapes}
+            for turn in range(args.rounds + 1):
+                print(f"\rbench: {at_once} at once, round {turn} of {args.rounds} ", end="", file=sys.stderr, flush=True)
+                for name, server in servers.items():
+                    speed = tokens_per_second(server, "m", at_once, args.tokens, rng)
+                    if turn > 0:  # the first warms up
+                        speeds[name].append(speed)
+            base = speeds["1 expert worker"]
+            for name, values in speeds.items():
+                ratios = [value / of for value, of in zip(values, base)]
+                rows.append({"workers": name, "requests": at_once, "tokens_per_second": statistics.median(values),
+                             "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)})
+    finally:
+        for server in servers.values():
+            server.stop()
+        print(file=sys.stderr)
+    if args.json:
+        print(json.dumps({"rows": rows}, indent=1))
+        return
+    print("%-17s %9s %10s %7s %13s" % ("workers", "requests", "tokens/s", "ratio", "of the rounds"))
+    for r in rows:
+        print("%-17s %9d %10.1f %7.2f %6.2f-%.2f" % (
+            r["workers"], r["requests"], r["tokens_per_second"], r["ratio"], r["ratio_min"], r["ratio_max"]))
+
+
+if __name__ == "__main__":
+    main()
