@@ -300,7 +300,7 @@ TEST_F(SchedulerTest, AHangingWorkerStopsTheHeartbeatButNotTheEnd) {
   const auto stream = std::make_shared<Stream>(), other = std::make_shared<Stream>();
   std::atomic<bool> drained = false;
   {
-    Scheduler scheduler({}, model, &client);
+    Scheduler scheduler({.max_steps_in_flight = 1}, model, &client);
     scheduler.Start();
     const auto id = scheduler.Submit(MakeRequest(*stream, 1, 5, 1));
     const auto id2 = scheduler.Submit(MakeRequest(*other, 1, 5, 1));
