@@ -1,7 +1,5 @@
 #include "comm/bench_planner.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -79,8 +79,8 @@ class Communicator {
   // Ends this rank's wait, and every later call, with `reason` (not OK). Any thread; the first
   // error stays.
   virtual void Abort(const absl::Status& reason) = 0;
-  // For an owner that gives up for a reason of its own (not OK): no buffer of it is touched
-  // afterwards.
+  // For an owner that gives up for a reason of its own (not OK), on its thread: no buffer of it is
+  // touched afterwards.
   void Quit(const absl::Status& reason) {
     Abort(reason);
     (void)Wait(0, std::chrono::steady_clock::time_point::min());  // returns the error

@@ -186,6 +186,21 @@ TEST_P(CommunicatorConformance, AMessageLargerThanItsBufferIsAnErrorWithBothSize
   EXPECT_EQ(At(1).Wait(Later()), status) << "the error is final";
 }
 
+TEST_P(CommunicatorConformance, QuitLeavesNoBufferBehind) {
+  Make(2);
+  std::vector<std::byte> buffer(64, std::byte{0xee});
+  RecvOp recv{.peer = 1, .tag = Tag(1), .buffer = buffer};
+  ASSERT_TRUE(At(0).Start(1, {}, {&recv, 1}).ok());
+  const absl::Status reason = absl::InternalError("a plan of its own was refused");
+  At(0).Quit(reason);
+  const std::vector<std::byte> sent(64);
+  const SendOp send{.peer = 0, .tag = Tag(1), .data = sent};
+  if (At(1).Start({&send, 1}, {}).ok()) (void)At(1).Wait(In(std::chrono::milliseconds(50)));
+  EXPECT_TRUE(std::ranges::all_of(buffer, [](std::byte b) { return b == std::byte{0xee}; }));
+  EXPECT_EQ(At(0).Start({}, {}), reason);
+  EXPECT_EQ(At(0).Wait(1, Later()), reason);
+}
+
 TEST_P(CommunicatorConformance, TheDeadlineNamesWhoIsLate) {
   Make(3);
   std::vector<std::byte> buffer(8, std::byte{0xee});

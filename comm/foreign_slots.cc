@@ -51,6 +51,7 @@ ForeignSlots::ForeignSlots(const ExpertPlacement& placement, int32_t slots_per_r
   for (Layer& layer : layers_) {
     if (slots_per_rank > 0) reserve(&layer.hosts);  // they are swapped with spare_
     Rebuild(layer, &layer.hosts);
+    SortExperts(&layer.hosts);
   }
   if (slots_per_rank == 0) return;
   reserve(&spare_);

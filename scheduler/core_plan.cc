@@ -92,14 +92,23 @@ std::vector<RowPick> SchedulerCore::PickAndReserve() {
   if (candidates.empty()) return {};
   const std::vector<RowPick> picks = PickRows(candidates, options_.max_num_batched_tokens);
   std::vector<RowPick> kept;
-  std::vector<bool> short_of_blocks(members_.size(), false);  // by rank; nobody younger gets on
+  std::vector<bool> short_of_blocks(members_.size(), false);  // by rank
   for (const RowPick& pick : picks) {                         // by age: victims come later
     const auto it = running_.find(pick.sequence);
-    if (it == running_.end() || short_of_blocks[it->second->worker()]) continue;
+    if (it == running_.end()) continue;
     Sequence& sequence = *it->second;
     const int32_t worker = sequence.worker();
-    short_of_blocks[worker] = !Reserve(sequence, OutlookOf(sequence).computed + pick.count);
-    if (sequence.running() && !short_of_blocks[worker]) kept.push_back(pick);
+    const int32_t positions = OutlookOf(sequence).computed + pick.count;
+    if (short_of_blocks[worker]) {
+      // Somebody older waits for the youngest to have no rows in flight: it gets none, and nobody
+      // takes a block meanwhile.
+      const bool fits = BlocksFor(positions) <= static_cast<int32_t>(sequence.blocks().size());
+      if (!fits || &sequence == &YoungestOn(worker)) continue;
+    } else if (!Reserve(sequence, positions)) {
+      short_of_blocks[worker] = true;
+      continue;
+    }
+    if (sequence.running()) kept.push_back(pick);
   }
   return kept;
 }
@@ -133,7 +142,7 @@ std::vector<RowPick> SchedulerCore::PickSome() {
     if (!picks.empty()) return picks;
     if (stats_.preemptions > preemptions) continue;  // fewer each time
     if (!running_.empty()) {
-      SY_CHECK(step_in_flight());  // it has all their rows
+      SY_CHECK(step_in_flight());  // it has their rows, or those of whom they wait for
       return {};
     }
     Admit();  // one that grew out of a small worker starts on a larger one

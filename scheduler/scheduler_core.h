@@ -5,7 +5,7 @@
 //   Admit   waiting sequences get an attention worker and KV blocks for all their known tokens
 //   Plan    running sequences get rows in the next step; decodes grow their block tables,
 //   preempting the youngest
-//           sequence of the worker when no block is left
+//           sequence of the worker when no block is left, once it has no rows in flight
 //   Apply   one worker's result is committed: KV is computed, tokens are appended, full blocks
 //   enter the prefix cache
 //

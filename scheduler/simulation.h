@@ -250,8 +250,9 @@ class Simulation {
       }
       ASSERT_NE(event.first_scheduled, SchedulerCore::TimePoint());
       ASSERT_GE(event.prefill_done, event.first_scheduled);
-    } else if (choice.received > 0) {  // else the prompt was scored, and then it failed
-      ASSERT_TRUE(event.prompt_logprobs.empty());
+    } else if (!event.prompt_logprobs.empty()) {  // the prompt was scored, and then it failed
+      ASSERT_EQ(choice.received, 0u);
+      ASSERT_EQ(event.prompt_logprobs.size(), expected.prompt_logprobs.size());
     }
     ASSERT_LT(event.cached_tokens, static_cast<int32_t>(live.request.prompt.size()));
     choice.received += event.tokens.size();

@@ -226,6 +226,70 @@ TEST_F(StepOverlapTest, NobodyIsPreemptedWithRowsInFlight) {
   ExpectRight(young, b);
 }
 
+// The oldest waits for the youngest to have no rows in flight; who is between them and needs no
+// block goes on.
+TEST_F(StepOverlapTest, WhoNeedsNoBlockGoesOnWhileAnotherWaits) {
+  model_.num_kv_blocks = 10;
+  Make();
+  const Request a = MakeRequest(Prompt(12), 9), b = MakeRequest(Prompt(9, 300), 9),
+                c = MakeRequest(Prompt(8, 600), 9);
+  const RequestId old = Submit(a);
+  for (int32_t i = 0; i < 3; ++i) Step();  // 4 blocks, positions to 13
+  const RequestId middle = Submit(b), young = Submit(c);
+  const auto prefill = Plan();  // 3 and 2 blocks
+  const auto decode = Plan();   // the youngest takes the last one
+  ASSERT_TRUE(prefill && decode);
+  EXPECT_EQ(PlanOf(*decode).work.size(), 3u);
+  Answer(*prefill);
+  const auto next = Plan();  // the oldest needs a fifth
+  ASSERT_TRUE(next);
+  ASSERT_EQ(PlanOf(*next).work.size(), 1u);
+  EXPECT_EQ(PlanOf(*next).work[0].start, 10) << "the middle one";
+  EXPECT_EQ(core_->Stats().preemptions, 0u);
+  Answer(*decode);
+  const auto later = Plan();
+  ASSERT_TRUE(later);
+  EXPECT_EQ(core_->Stats().preemptions, 1u) << "the youngest, with nothing in flight";
+  Answer(*next);
+  Answer(*later);
+  RunUntilIdle();
+  ExpectRight(old, a);
+  ExpectRight(middle, b);
+  ExpectRight(young, c);
+  EXPECT_EQ(core_->Stats().dropped_results, 0u);
+}
+
+// What the wait is for: the youngest ends with its row in flight, and nobody is preempted.
+TEST_F(StepOverlapTest, NobodyIsPreemptedForBlocksThatComeByThemselves) {
+  model_.num_kv_blocks = 7;
+  Make();
+  const Request a = MakeRequest(Prompt(12), 9), b = MakeRequest(Prompt(8, 300), 2);
+  const RequestId old = Submit(a);
+  for (int32_t i = 0; i < 3; ++i) Step();
+  const RequestId young = Submit(b);
+  const auto prefill = Plan();
+  const auto decode = Plan();  // the youngest takes the last block, for its last token
+  ASSERT_TRUE(prefill && decode);
+  Answer(*prefill);
+  EXPECT_FALSE(Plan());
+  Answer(*decode);
+  RunUntilIdle();
+  EXPECT_EQ(core_->Stats().preemptions, 0u);
+  ExpectRight(old, a);
+  ExpectRight(young, b);
+}
+
+TEST_F(StepOverlapTest, AnAnswerNamesRowsThatAreGone) {
+  Make();
+  const RequestId id = Submit(MakeRequest(Prompt(6), 9));
+  const auto step = Plan();
+  core_->Cancel(id);
+  StepResult nothing = workers_[0].Run(PlanOf(*step));
+  nothing.results.clear();
+  Apply(nothing);
+  EXPECT_EQ(core_->Stats().worker_errors, 1u) << "it may not have seen the plan";
+}
+
 // It fills its worker with a token that is only expected: it waits for it, then moves to the larger
 // one.
 TEST_F(StepOverlapTest, WhoOutgrowsItsWorkerMovesOnce) {

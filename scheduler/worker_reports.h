@@ -31,7 +31,8 @@ class WorkerReports {
   std::span<const int64_t> loads() const { return loads_; }
   void Age();
 
-  // Sets the counters, and the rows per second of its workers.
+  // Sets counters, balancedness, plan_gap and the rows per second of its workers. REQUIRES: the
+  // snapshot names all workers, with their rows.
   void Fill(TimePoint now, ClusterSnapshot* snapshot);
 
  private:

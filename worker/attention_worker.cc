@@ -81,8 +81,8 @@ StepResult AttentionWorker::RunStep(const StepPlan& plan) {
     result.step_ns = took.count();
     result.wait_ns = exchange_.TakeWaited().count();
     if (!failed_.ok()) {
+      callbacks_.on_failure(failed_);  // first: a peer that finds this rank gone will blame it
       exchange_.Quit(failed_);
-      callbacks_.on_failure(failed_);
     }
   }
   if (!failed_.ok()) {

@@ -173,12 +173,13 @@ absl::StatusOr<BenchOfflineReport> BenchOffline(const BenchOfflineOptions& optio
     samples.probe_gb_per_second.push_back(probe.Sample());
     for (int r = 0; r < options.repetitions; ++r) {
       Log(options, absl::StrCat("batch ", batch, ", run ", r + 1, " of ", options.repetitions));
+      std::mt19937_64 same_tokens = random;
       if (absl::Status status = Repeat(options, batch, random, &run, &samples); !status.ok())
         return status;
       samples.probe_gb_per_second.push_back(probe.Sample());
       if (options.busy_threads == 0) continue;
       const BusyThreads others(options.busy_threads);
-      if (absl::Status status = Repeat(options, batch, random, &run, &busy); !status.ok())
+      if (absl::Status status = Repeat(options, batch, same_tokens, &run, &busy); !status.ok())
         return status;
     }
     report.rows.push_back(MakeRow(options, batch, samples, busy));

@@ -103,8 +103,8 @@ void ExpertWorker::Run() {
     if (failed_.ok()) {  // else the epoch has failed: nobody waits for an answer
       failed_ = RunStep(step);
       if (!failed_.ok()) {
+        on_failure_(failed_);          // first: a peer that finds this rank gone will blame it
         communicator_->Quit(failed_);  // the other micro-batch may have receives under way
-        on_failure_(failed_);
       }
     }
     options_.counters->steps.fetch_sub(1);

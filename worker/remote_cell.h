@@ -164,6 +164,7 @@ inline std::vector<TestOutput> Reference(const std::string& fixture, std::mt1993
   options.kv_cache_memory = 8 << 20;
   options.max_num_batched_tokens = 256;
   const std::unique_ptr<LocalCell> cell = MakeCell(options);
+  if (cell == nullptr) return {};
   *cases = RandomCases(6, cell->model_info(), random);
   TestDriver alone(cell.get());
   return RunAlone(alone, *cases);

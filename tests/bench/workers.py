@@ -49,11 +49,12 @@ def main() -> None:
         "3 processes": ("--expert-workers", 2, "--processes"),
     }
     common = ("--kv-cache-memory", "256MiB", "--served-model-name", "m")
-    servers = {name: harness.Server(args.model, *flags, *common, name=f"bench.workers.{i}")
-               for i, (name, flags) in enumerate(shapes.items())}
+    servers: dict[str, harness.Server] = {}
     rng = random.Random(1)
     rows = []
     try:
+        for i, (name, flags) in enumerate(shapes.items()):
+            servers[name] = harness.Server(args.model, *flags, *common, name=f"bench.workers.{i}")
         for at_once in map(int, args.requests.split(",")):
             speeds: dict[str, list[float]] = {name: [] for name in shapes}
             for turn in range(args.rounds + 1):
