@@ -2,36 +2,15 @@
 // benchmark's own promises), and no heap growth once the planner is warm.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <fstream>
-#include <new>
 #include <set>
 #include <sstream>
 
 #include "comm/bench_planner.h"
 #include "comm/test_problems.h"
 #include "comm/workload.h"
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}  // namespace
-
-// Every allocation of this binary is counted. Not inlined: the compiler would see only one half of
-// a pair.
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  allocations.fetch_add(1);
-  void* p = std::malloc(bytes == 0 ? 1 : bytes);
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-// What the library's stable_sort calls: it would be the sanitizer's own.
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  allocations.fetch_add(1);
-  return std::malloc(bytes);
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
+#include "kernels/count_allocations.h"
 
 namespace switchyard {
 namespace {
@@ -53,13 +32,13 @@ TEST(PlannerQuality, AWarmPlannerAllocatesNothing) {
     for (int i = 0; i < 400; ++i) counts.push_back(RandomCounts(rng, kSources, kExperts));
     DispatchPlan plan;
     planner.Plan(counts[0], kSources, 0, &plan);
-    const int64_t before = allocations.load();
+    const int64_t before = num_allocations.load();
     uint64_t generation = 0;
     for (size_t i = 1; i < counts.size(); ++i) {  // counts that it has not seen
       if (i % 20 == 0) planner.BeginGeneration(++generation);
       planner.Plan(counts[i], kSources, static_cast<int32_t>(i % kLayers), &plan);
     }
-    EXPECT_EQ(allocations.load() - before, 0) << BalanceModeName(mode);
+    EXPECT_EQ(num_allocations.load() - before, 0) << BalanceModeName(mode);
   }
 }
 

@@ -12,13 +12,6 @@ namespace {
 
 constexpr float kExcluded = -std::numeric_limits<float>::infinity();
 
-// Per-call scratch, reused for all rows.
-struct RowScratch {
-  std::vector<float> score;      // [num_experts] weights before the choice
-  std::vector<float> selection;  // [num_experts] what the choice goes by
-  std::vector<double> exps;      // [num_experts]
-};
-
 bool AllFinite(std::span<const float> logits) {
   return std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); });
 }
@@ -33,7 +26,7 @@ void Softmax(std::span<const float> logits, std::span<double> exps, std::span<fl
 }
 
 // Step 2. The raw logits when the softmax comes after the choice.
-void Score(const RoutingConfig& config, std::span<const float> logits, RowScratch& s) {
+void Score(const RoutingConfig& config, std::span<const float> logits, RoutingPolicy::Scratch& s) {
   if (config.score == RouterScore::kSigmoid) {
     for (size_t i = 0; i < logits.size(); ++i)
       s.score[i] = static_cast<float>(1.0 / (1.0 + ExactExp(-static_cast<double>(logits[i]))));
@@ -45,7 +38,7 @@ void Score(const RoutingConfig& config, std::span<const float> logits, RowScratc
 }
 
 // Steps 3 and 4.
-void Bias(const RoutingProfile& profile, RowScratch& s) {
+void Bias(const RoutingProfile& profile, RoutingPolicy::Scratch& s) {
   s.selection = s.score;
   for (size_t i = 0; i < profile.selection_bias.size(); ++i)
     s.selection[i] += profile.selection_bias[i];
@@ -82,7 +75,7 @@ RoutingPolicy::RoutingPolicy(const RoutingConfig& config, std::vector<RoutingPro
   }
 }
 
-void RoutingPolicy::Route(const Tensor& logits, std::span<const uint32_t> profile,
+void RoutingPolicy::Route(const Tensor& logits, std::span<const uint32_t> profile, Scratch* scratch,
                           std::span<int32_t> ids, std::span<float> weights,
                           std::span<int32_t> counts) const {
   const FlushDenormals flush;
@@ -96,8 +89,9 @@ void RoutingPolicy::Route(const Tensor& logits, std::span<const uint32_t> profil
   SY_CHECK_EQ(weights.size(), tokens * k);
   SY_CHECK_EQ(counts.size(), tokens);
 
-  RowScratch s{std::vector<float>(experts), std::vector<float>(experts),
-               std::vector<double>(experts)};
+  Scratch& s = *scratch;
+  s.score.resize(experts);
+  s.exps.resize(experts);
   const float* all_logits = logits.as<float>();
   for (size_t t = 0; t < tokens; ++t) {
     const std::span<const float> row(all_logits + t * experts, experts);

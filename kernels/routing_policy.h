@@ -35,6 +35,13 @@ struct RoutingProfile {
 
 class RoutingPolicy {
  public:
+  // Work space of Route, kept by its caller: only the first call allocates.
+  struct Scratch {
+    std::vector<float> score;      // [num_experts] weights before the choice
+    std::vector<float> selection;  // [num_experts] what the choice goes by
+    std::vector<double> exps;      // [num_experts]
+  };
+
   explicit RoutingPolicy(const RoutingConfig& config,
                          std::vector<RoutingProfile> profiles = {RoutingProfile{}});
 
@@ -42,8 +49,8 @@ class RoutingPolicy {
   // [num_tokens, top_k] (in descending order of selection score, ties to the lower id) and counts
   // [num_tokens] (< top_k only when fewer experts are allowed). A row with non-finite logits gets
   // count 0.
-  void Route(const Tensor& logits, std::span<const uint32_t> profile, std::span<int32_t> ids,
-             std::span<float> weights, std::span<int32_t> counts) const;
+  void Route(const Tensor& logits, std::span<const uint32_t> profile, Scratch* scratch,
+             std::span<int32_t> ids, std::span<float> weights, std::span<int32_t> counts) const;
 
   const RoutingConfig& config() const { return config_; }
 

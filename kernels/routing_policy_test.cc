@@ -20,9 +20,10 @@ Result Route(const RoutingPolicy& policy, std::vector<float> logits,
   profiles.resize(tokens, 0);
   Result r{std::vector<int32_t>(tokens * k, 77), std::vector<float>(tokens * k, 77.0f),
            std::vector<int32_t>(tokens, 77)};
+  RoutingPolicy::Scratch scratch;
   policy.Route(Tensor(logits.data(), DType::kF32,
                       {static_cast<int64_t>(tokens), policy.config().num_experts}),
-               profiles, r.ids, r.weights, r.counts);
+               profiles, &scratch, r.ids, r.weights, r.counts);
   return r;
 }
 

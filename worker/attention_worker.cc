@@ -107,6 +107,7 @@ absl::Status AttentionWorker::ComputeStep(const StepPlan& plan, StepResult* resu
   if (absl::Status status = Forward(plan); !status.ok()) return status;
   options_.counters->rows.fetch_add(tokens_.size(), std::memory_order_relaxed);
 
+  result->results.reserve(plan.work.size());
   for (const SequenceWork& work : plan.work) {
     SequenceResult& out = result->results.emplace_back();
     out.sequence = work.sequence;
@@ -188,27 +189,25 @@ SamplingRow AttentionWorker::MakeSamplingRow(const SequenceWork& work) {
 void AttentionWorker::SampleTokens(const StepPlan& plan, StepResult* result) {
   std::array<int32_t, Decoder::kMaxLogitsRows> rows;
   std::array<size_t, Decoder::kMaxLogitsRows> works;
-  std::vector<SamplingRow> sampling;
-  std::vector<SampledToken> sampled;
   for (size_t next = 0; next < plan.work.size();) {
-    sampling.clear();
+    sampling_.clear();
     size_t count = 0;
     for (; next < plan.work.size() && count < rows.size(); ++next) {
       if (!plan.work[next].sample) continue;
       rows[count] = sequences_[next].first_row + sequences_[next].num_rows - 1;
       works[count++] = next;
-      sampling.push_back(MakeSamplingRow(plan.work[next]));
+      sampling_.push_back(MakeSamplingRow(plan.work[next]));
     }
     if (count == 0) return;
-    sampled.assign(count, {});
+    sampled_.assign(count, {});
     const Tensor logits = decoder_.Logits(std::span(rows).first(count));
-    backend_->Sample(logits, sampling, sampled);
+    backend_->Sample(logits, sampling_, sampled_);
     backend_->Synchronize();
     for (size_t i = 0; i < count; ++i) {
       const SequenceWork& work = plan.work[works[i]];
       SequenceResult& out = result->results[works[i]];
-      out.finite = out.finite && sampled[i].finite;
-      if (sampled[i].finite) out.token = sampled[i].token;
+      out.finite = out.finite && sampled_[i].finite;
+      if (sampled_[i].finite) out.token = sampled_[i].token;
       // The next step may ask for this position before the scheduler has told us its token, or has
       // heard that the sequence has failed.
       SequenceState& state = table_.Get(work.sequence);
@@ -218,8 +217,8 @@ void AttentionWorker::SampleTokens(const StepPlan& plan, StepResult* result) {
           state.tokens.resize(position + 1, SequenceTable::kUnknownToken);
         state.tokens[position] = std::max(out.token, 0);
       }
-      if (sampled[i].finite && state.sampling->num_logprobs >= 0)
-        out.logprob = ToLogprob(out.token, std::move(sampled[i]));
+      if (sampled_[i].finite && state.sampling->num_logprobs >= 0)
+        out.logprob = ToLogprob(out.token, std::move(sampled_[i]));
     }
   }
 }

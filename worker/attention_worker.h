@@ -82,6 +82,8 @@ class AttentionWorker {
   std::vector<int32_t> tokens_, positions_;  // [rows]
   std::vector<uint32_t> profiles_;           // [rows]
   std::vector<SequenceRows> sequences_;      // one per work of the plan
+  std::vector<SamplingRow> sampling_;        // of the rows that are sampled at once
+  std::vector<SampledToken> sampled_;
 
   Mutex mu_;
   CondVar changed_;

@@ -263,7 +263,7 @@ void Decoder::Route(const AttentionLayerWeights& weights, const MicroBatch& micr
   const std::span<int32_t> ids = std::span(expert_ids_).subspan(FirstCopy(micro), Copies(micro));
   const std::span<float> expert_weights =
       std::span(expert_weights_).subspan(FirstCopy(micro), Copies(micro));
-  router_.Route(logits, micro.batch.routing_profiles, ids, expert_weights,
+  router_.Route(logits, micro.batch.routing_profiles, &router_scratch_, ids, expert_weights,
                 std::span(expert_counts_).first(static_cast<size_t>(rows)));
   for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
     for (size_t j = static_cast<size_t>(expert_counts_[r]); j < top_k; ++j) {

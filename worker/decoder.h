@@ -117,6 +117,7 @@ class Decoder {
   std::vector<int32_t> expert_ids_;     // [rows, top_k]
   std::vector<float> expert_weights_;   // [rows, top_k]
   std::vector<int32_t> expert_counts_;  // [rows]
+  RoutingPolicy::Scratch router_scratch_;
 };
 
 }  // namespace switchyard
