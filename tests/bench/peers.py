@@ -34,7 +34,7 @@ def run(command: list) -> str:
 
 def ours(args, quantization: str) -> dict:
     command = [args.binary, "bench", "offline", "--json", "--model", args.model, "--quantization", quantization, "--repetitions", 1,
-               "--threads", args.threads, "--prompt-tokens", args.prompt, "--output-tokens", args.output, "--batch", args.batch]
+               "--threads", args.threads, "--expert-workers", args.expert_workers, "--prompt-tokens", args.prompt, "--output-tokens", args.output, "--batch", args.batch]
     done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return {row["batch"]: (row["prefill_tokens_per_second"], row["decode_tokens_per_second"]) for row in json.loads(done.stdout)["rows"]}
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=24)
     parser.add_argument("--batch", default="1,4,16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--expert-workers", type=int, default=1, help="of ours (default: 1)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON alone on stdout")
     args = parser.parse_args()
