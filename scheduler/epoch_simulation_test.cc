@@ -65,14 +65,9 @@ class EpochCell : public Simulation {
 
   void PlanSteps() {
     while (core_.CanPlan() && (!core_.step_in_flight() || Chance(0.9))) {
-      core_.Admit();
-      core_.CheckIntegrity();
-      auto step = core_.Plan(now_);
-      core_.CheckIntegrity();
+      auto step = AdmitAndPlan();
       if (!step) return;
       EXPECT_TRUE(installed_ && !pausing_);
-      ++steps_;
-      CheckPlans(*step);
       const StepHeader& header = step->plans[0].second.header;
       EXPECT_EQ(header.epoch, epoch_);
       EXPECT_GE(header.slots_generation, generation_ + new_epoch_);

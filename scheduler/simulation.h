@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -199,6 +200,18 @@ class Simulation {
     const auto left = core_.TakeLeftQueue();
     queued_requests_ -= left.requests;
     queued_tokens_ -= left.tokens;
+  }
+
+  // The next step, checked; none when there is nothing to plan.
+  std::optional<SchedulerCore::Step> AdmitAndPlan() {
+    core_.Admit();
+    core_.CheckIntegrity();
+    auto step = core_.Plan(now_);
+    core_.CheckIntegrity();
+    if (!step) return step;
+    ++steps_;
+    CheckPlans(*step);
+    return step;
   }
 
   void CheckPlans(const SchedulerCore::Step& step) {

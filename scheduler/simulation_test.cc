@@ -47,13 +47,8 @@ class FixedCell : public Simulation {
 
   void PlanSteps() {
     while (core_.CanPlan() && (!core_.step_in_flight() || Chance(0.9))) {
-      core_.Admit();
-      core_.CheckIntegrity();
-      auto step = core_.Plan(now_);
-      core_.CheckIntegrity();
+      auto step = AdmitAndPlan();
       if (!step) break;
-      ++steps_;
-      CheckPlans(*step);
       for (auto& entry : step->plans) plans_.push_back(std::move(entry));
       most_in_flight_ = std::max(most_in_flight_, ++in_flight_);
     }
