@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/thread_pool.h"
 
 namespace switchyard {
 
@@ -87,7 +88,9 @@ class Communicator {
   }
 };
 
-// The communicators of `size` ranks in one process, one per rank.
-std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(int32_t size);
+// The communicators of `size` ranks in one process, one per rank. Their threads wait in `pool`,
+// which must outlive them.
+std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(int32_t size,
+                                                                      ThreadPool* pool);
 
 }  // namespace switchyard

@@ -8,6 +8,11 @@ namespace {
 
 using testing::HasSubstr;
 
+ThreadPool* Pool() {
+  static ThreadPool pool(2);
+  return &pool;
+}
+
 Communicators Wrap(Communicators inner, const FaultPlan& plan_of_rank_0) {
   Communicators wrapped;
   for (auto& communicator : inner) {
@@ -25,7 +30,7 @@ INSTANTIATE_TEST_SUITE_P(
     Faulty, CommunicatorConformance,
     testing::Values(CommunicatorMaker{"in_process",
                                       [](int32_t size) {
-                                        return Wrap(MakeInProcessCommunicators(size), kHarmless);
+                                        return Wrap(MakeInProcessCommunicators(size, Pool()), kHarmless);
                                       }},
                     CommunicatorMaker{
                         "network",
@@ -91,7 +96,8 @@ TEST_P(Faults, ASlowPeerIsOnlySlow) {
 
 INSTANTIATE_TEST_SUITE_P(
     Over, Faults,
-    testing::Values(CommunicatorMaker{"in_process", MakeInProcessCommunicators},
+    testing::Values(CommunicatorMaker{"in_process",
+                                      [](int32_t n) { return MakeInProcessCommunicators(n, Pool()); }},
                     CommunicatorMaker{"network", [](int32_t n) { return MakeNetworkRanks(n); }}),
     [](const auto& info) { return info.param.name; });
 

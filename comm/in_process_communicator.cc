@@ -7,7 +7,6 @@
 #include <cstring>
 #include <deque>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,7 +18,7 @@
 namespace switchyard {
 namespace {
 
-constexpr std::chrono::microseconds kSpin(20);
+constexpr auto kNever = std::chrono::steady_clock::time_point::max();
 
 // A send whose receive was not posted yet. Waits at the receiver.
 struct WaitingSend {
@@ -61,8 +60,7 @@ struct Hub {
     std::deque<WaitingSend> inbox;   // sends to this rank that wait for a receive
     std::vector<PostedRecv> posted;  // receives of this rank that wait for a send
     std::array<Group, Communicator::kNumGroups> groups;
-    CondVar changed;                    // something above changed
-    std::atomic<uint32_t> version = 0;  // raised with `changed`, for the spin before parking
+    std::atomic<uint32_t> version = 0;  // raised when something above changed
 
     Group& Of(int32_t group) { return groups[static_cast<size_t>(group)]; }
     int32_t SendsTo(int32_t peer) const {
@@ -75,26 +73,19 @@ struct Hub {
     }
   };
 
-  explicit Hub(int32_t size) : ranks(static_cast<size_t>(size)) {
+  Hub(int32_t size, ThreadPool* owners) : pool(owners), ranks(static_cast<size_t>(size)) {
     for (Rank& rank : ranks) {
       for (Group& group : rank.groups) group.sends_to.assign(static_cast<size_t>(size), 0);
     }
-    // Each rank has an owner thread and somebody computes: spinning pays only when cores are left
-    // for that.
-    may_spin = std::thread::hardware_concurrency() > 2 * static_cast<unsigned>(size);
   }
 
   Rank& At(int32_t rank) SY_REQUIRES(mu) { return ranks[static_cast<size_t>(rank)]; }
 
-  void Notify(Rank& rank) SY_REQUIRES(mu) {
-    rank.version.fetch_add(1, std::memory_order_release);
-    rank.changed.NotifyAll();
-  }
-
   void Fail(int32_t rank, const absl::Status& error) SY_REQUIRES(mu) {
     Rank& r = At(rank);
     if (r.error.ok()) r.error = error;
-    Notify(r);
+    r.version.fetch_add(1, std::memory_order_release);
+    pool->Wake(&r);
   }
 
   // A send to `to` met its receive: both have left the queues. Too large a message fails both
@@ -135,12 +126,22 @@ struct Hub {
       group.num_sends = 0;
       group.num_posted = 0;
     }
-    while (self.Copies()) self.changed.Wait(mu);
+    while (self.Copies()) WaitForChange(self, kNever);
   }
 
+  // Until something of this rank changes, or the deadline; false then.
+  bool WaitForChange(Rank& self, std::chrono::steady_clock::time_point deadline) SY_REQUIRES(mu) {
+    const uint32_t seen = self.version.load(std::memory_order_relaxed);
+    mu.Unlock();
+    const bool changed = pool->Await(
+        &self, [&] { return self.version.load(std::memory_order_acquire) != seen; }, deadline);
+    mu.Lock();
+    return changed;
+  }
+
+  ThreadPool* const pool;
   Mutex mu;
   std::vector<Rank> ranks SY_GUARDED_BY(mu);  // except Rank::version
-  bool may_spin = false;                      // constant
 };
 
 class InProcessCommunicator final : public Communicator {
@@ -182,11 +183,10 @@ class InProcessCommunicator final : public Communicator {
         std::memcpy(copy.recv->buffer.data(), copy.data.data(), copy.data.size());
       copy.recv->received = copy.data.size();
     }
-    MutexLock lock(hub_->mu);
-    for (const Copy& copy : copies_) EndCopy(copy);
-    Hub::Rank& self = hub_->At(rank_);
-    if (!self.error.ok()) hub_->Retract(rank_);
-    return self.error;
+    woken_.clear();
+    absl::Status status = EndCopies();
+    for (const Hub::Rank* rank : woken_) hub_->pool->Wake(rank);
+    return status;
   }
 
   absl::Status Wait(int32_t index, std::chrono::steady_clock::time_point deadline) override {
@@ -195,10 +195,9 @@ class InProcessCommunicator final : public Communicator {
     Hub::Rank& self = hub_->At(rank_);
     const Hub::Group& group = self.Of(index);
     while (self.error.ok() && !group.Done()) {
-      if (SpinForChange(self)) continue;
       if (group.num_posted == 0 && group.num_sends == 0) {
-        self.changed.Wait(hub_->mu);  // only copies run: bounded by their size
-      } else if (!self.changed.WaitUntil(hub_->mu, deadline) && self.error.ok() && !group.Done()) {
+        hub_->WaitForChange(self, kNever);  // only copies run: bounded by their size
+      } else if (!hub_->WaitForChange(self, deadline) && self.error.ok() && !group.Done()) {
         const std::string late = LatePeers(index);
         if (!late.empty()) hub_->Fail(rank_, absl::DeadlineExceededError(late));
       }
@@ -294,27 +293,22 @@ class InProcessCommunicator final : public Communicator {
   }
   void FailLost(int32_t peer) SY_REQUIRES(hub_->mu) { hub_->Fail(peer, Lost(rank_)); }
 
-  void EndCopy(const Copy& copy) SY_REQUIRES(hub_->mu) {
-    for (const auto& [rank, group] :
-         {std::pair(copy.from, copy.from_group), std::pair(copy.to, copy.to_group)}) {
-      Hub::Rank& r = hub_->At(rank);
-      --r.Of(group).num_copies;
-      if (r.Of(group).Done() || !r.error.ok()) hub_->Notify(r);
+  // Whoever has waited for them is to be woken without the lock: it would wait for that next.
+  absl::Status EndCopies() {
+    MutexLock lock(hub_->mu);
+    for (const Copy& copy : copies_) {
+      for (const auto& [rank, group] :
+           {std::pair(copy.from, copy.from_group), std::pair(copy.to, copy.to_group)}) {
+        Hub::Rank& r = hub_->At(rank);
+        --r.Of(group).num_copies;
+        if (!r.Of(group).Done() && r.error.ok()) continue;
+        r.version.fetch_add(1, std::memory_order_release);
+        if (rank != rank_) woken_.push_back(&r);
+      }
     }
-  }
-
-  // True when something changed while spinning, without the lock.
-  bool SpinForChange(Hub::Rank& self) SY_REQUIRES(hub_->mu) {
-    if (!hub_->may_spin) return false;
-    const uint32_t seen = self.version.load(std::memory_order_acquire);
-    hub_->mu.Unlock();
-    const auto end = std::chrono::steady_clock::now() + kSpin;
-    bool changed = false;
-    while (!changed && std::chrono::steady_clock::now() < end) {
-      changed = self.version.load(std::memory_order_acquire) != seen;
-    }
-    hub_->mu.Lock();
-    return changed || self.version.load(std::memory_order_acquire) != seen;
+    Hub::Rank& self = hub_->At(rank_);
+    if (!self.error.ok()) hub_->Retract(rank_);
+    return self.error;
   }
 
   // Empty when nobody is late.
@@ -340,14 +334,16 @@ class InProcessCommunicator final : public Communicator {
   const int32_t size_;
   // Owner thread only.
   std::vector<Copy> copies_;                  // reused
+  std::vector<const Hub::Rank*> woken_;       // reused
   std::array<bool, kNumGroups> receiving_{};  // receives were started and not waited for
 };
 
 }  // namespace
 
-std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(int32_t size) {
+std::vector<std::unique_ptr<Communicator>> MakeInProcessCommunicators(int32_t size,
+                                                                      ThreadPool* pool) {
   SY_CHECK_GT(size, 0);
-  auto hub = std::make_shared<Hub>(size);
+  auto hub = std::make_shared<Hub>(size, pool);
   std::vector<std::unique_ptr<Communicator>> communicators;
   for (int32_t rank = 0; rank < size; ++rank) {
     communicators.push_back(std::make_unique<InProcessCommunicator>(hub, rank, size));

@@ -56,7 +56,8 @@ class AttentionHost final : public RoleHost {
                                .ranks = epoch.ranks,
                                .planner = epoch.planner,
                                .counters = counters_},
-        context_.model->config, weights_, epoch.placement, MakeBackend(), &kv_, communicator,
+        context_.model->config, weights_, epoch.placement, MakeBackend(), context_.pool, &kv_,
+        communicator,
         AttentionWorker::Callbacks{
             // A failed step has been reported as the epoch's failure.
             .on_result =

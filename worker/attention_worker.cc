@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
@@ -20,8 +21,8 @@ TokenLogprob ToLogprob(int32_t token, SampledToken sampled) {
 AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                                  std::shared_ptr<const AttentionWeights> weights,
                                  std::shared_ptr<const ExpertPlacement> placement,
-                                 std::unique_ptr<ComputeBackend> backend, KvCache* kv,
-                                 Communicator* communicator, Callbacks callbacks)
+                                 std::unique_ptr<ComputeBackend> backend, ThreadPool* pool,
+                                 KvCache* kv, Communicator* communicator, Callbacks callbacks)
     : options_(options),
       callbacks_(std::move(callbacks)),
       backend_(std::move(backend)),
@@ -30,38 +31,27 @@ AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const Mo
       decoder_(config, std::move(weights), options.max_rows, backend_.get(), kv, &exchange_,
                options_.counters.get()),
       table_(options.limits),
-      thread_([this] { Run(); }) {}
+      queue_(pool),
+      thread_([this, pool] {
+        const ThreadPool::Owner owner(pool);
+        Run();
+      }) {}
 
 AttentionWorker::~AttentionWorker() {
-  {
-    MutexLock lock(mu_);
-    stopping_ = true;
-    changed_.NotifyAll();
-  }
+  queue_.Stop();
   thread_.join();
   options_.counters->steps.fetch_sub(static_cast<int64_t>(queue_.size()));
 }
 
 void AttentionWorker::Execute(StepPlan plan) {
-  MutexLock lock(mu_);
-  SY_CHECK_LT(queue_.size(), kMaxQueuedSteps);
   options_.counters->steps.fetch_add(1);
-  queue_.push_back(std::move(plan));
-  changed_.NotifyAll();
+  queue_.Push(std::move(plan));
 }
 
 void AttentionWorker::Run() {
   const FlushDenormals flush;
-  for (;;) {
-    StepPlan plan;
-    {
-      MutexLock lock(mu_);
-      while (queue_.empty() && !stopping_) changed_.Wait(mu_);
-      if (stopping_) return;
-      plan = std::move(queue_.front());
-      queue_.pop_front();
-    }
-    StepResult result = RunStep(plan);
+  while (const std::optional<StepPlan> plan = queue_.Pop()) {
+    StepResult result = RunStep(*plan);
     options_.counters->steps.fetch_sub(1);
     callbacks_.on_result(std::move(result));
   }

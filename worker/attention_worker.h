@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,11 +15,12 @@
 #include "absl/status/status.h"
 #include "comm/communicator.h"
 #include "kernels/backend.h"
-#include "kernels/mutex.h"
+#include "kernels/thread_pool.h"
 #include "proto/step_plan.h"
 #include "worker/decoder.h"
 #include "worker/routing_recorder.h"
 #include "worker/sequence_table.h"
+#include "worker/step_queue.h"
 #include "worker/worker_counters.h"
 
 namespace switchyard {
@@ -44,22 +44,21 @@ class AttentionWorker {
         on_failure;  // before the result that carries the error
   };
 
-  // Starts the thread. The communicator is this rank's. `kv` and `communicator` must outlive it.
+  // Starts the thread. The communicator is this rank's. `pool`, `kv` and `communicator` must outlive
+  // it.
   // REQUIRES: options.limits.num_blocks blocks in `kv`.
   AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                   std::shared_ptr<const AttentionWeights> weights,
                   std::shared_ptr<const ExpertPlacement> placement,
-                  std::unique_ptr<ComputeBackend> backend, KvCache* kv, Communicator* communicator,
-                  Callbacks callbacks);
+                  std::unique_ptr<ComputeBackend> backend, ThreadPool* pool, KvCache* kv,
+                  Communicator* communicator, Callbacks callbacks);
   // REQUIRES: its communicator was aborted or no step runs, or this waits for the step's end.
   ~AttentionWorker();
 
-  // At most kMaxQueuedSteps may be waiting.
+  // At most StepQueue::kMaxSteps may be waiting.
   void Execute(StepPlan plan);
 
  private:
-  static constexpr size_t kMaxQueuedSteps = 8;
-
   void Run();
   StepResult RunStep(const StepPlan& plan);
   absl::Status ComputeStep(const StepPlan& plan, StepResult* result);
@@ -85,11 +84,7 @@ class AttentionWorker {
   std::vector<SamplingRow> sampling_;        // of the rows that are sampled at once
   std::vector<SampledToken> sampled_;
 
-  Mutex mu_;
-  CondVar changed_;
-  std::deque<StepPlan> queue_ SY_GUARDED_BY(mu_);
-  bool stopping_ SY_GUARDED_BY(mu_) = false;
-
+  StepQueue<StepPlan> queue_;
   std::thread thread_;  // last: it uses the members above
 };
 

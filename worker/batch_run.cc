@@ -1,12 +1,12 @@
 #include "worker/batch_run.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace switchyard {
 namespace {
 
 int64_t Bytes(const PackedMatrix& matrix) { return static_cast<int64_t>(matrix.storage.bytes()); }
-int64_t Bytes(const MlpWeights& mlp) { return Bytes(mlp.gate_up) + Bytes(mlp.down); }
 
 // The matrices that an attention worker needs for every row, with those of its layers' MLPs.
 template <typename Fn>
@@ -30,6 +30,18 @@ double Flops(const PackedMatrix& matrix) {
   return 2.0 * static_cast<double>(matrix.n) * static_cast<double>(matrix.k);
 }
 
+// Of one row in one expert; all experts are of one width.
+double FlopsOfCopy(const LocalCell& cell) {
+  for (int e = 0; e < cell.num_expert_workers(); ++e) {
+    for (const auto& layer : cell.expert_weights(e).experts) {
+      for (const auto& mlp : layer) {
+        if (mlp != nullptr) return Flops(mlp->gate_up) + Flops(mlp->down);
+      }
+    }
+  }
+  return 0.0;
+}
+
 double FlopsOfRow(const AttentionWeights& weights) {
   double flops = 0.0;
   ForEachMatrix(weights, [&](const PackedMatrix& m) { flops += Flops(m); });
@@ -38,45 +50,22 @@ double FlopsOfRow(const AttentionWeights& weights) {
 
 }  // namespace
 
-StepRunner::StepRunner(LocalCell* cell) : cell_(cell) {
-  cell->SetResultCallback([this](StepResult result) {
-    MutexLock lock(mu_);
-    results_.push_back(std::move(result));
-    changed_.NotifyAll();
-  });
-}
-
-absl::StatusOr<std::vector<SequenceResult>> StepRunner::Run(std::vector<StepPlan> plans) {
-  StepHeader header{.epoch = 0, .step = ++step_, .participants = {}};
-  for (size_t w = 0; w < plans.size(); ++w) {
-    if (!plans[w].work.empty()) header.participants.push_back(static_cast<int32_t>(w));
-  }
-  for (int32_t w : header.participants) {
-    plans[static_cast<size_t>(w)].header = header;
-    cell_->Execute(w, std::move(plans[static_cast<size_t>(w)]));
-  }
-  MutexLock lock(mu_);
-  while (results_.size() < header.participants.size()) changed_.Wait(mu_);
-  std::vector<SequenceResult> all;
-  std::string error;
-  for (StepResult& result : results_) {
-    if (!result.error.empty()) error = result.error;
-    for (SequenceResult& r : result.results) all.push_back(std::move(r));
-  }
-  results_.clear();
-  if (!error.empty()) return absl::InternalError(error);
-  return all;
-}
-
-BatchRun::BatchRun(LocalCell* cell, StepRunner* runner, int32_t max_rows)
+BatchRun::BatchRun(LocalCell* cell, int32_t max_rows)
     : cell_(cell),
-      runner_(runner),
       max_rows_(max_rows),
       ended_(static_cast<size_t>(cell->num_attention_workers())),
+      copies_(static_cast<size_t>(cell->num_expert_workers())),
+      expert_bytes_(static_cast<size_t>(cell->num_expert_workers())),
       attention_bytes_(BytesOfStep(cell->attention_weights())),
-      row_flops_(FlopsOfRow(cell->attention_weights())) {
-  for (int e = 0; e < cell->num_expert_workers(); ++e)
-    copies_.emplace_back(cell->expert_counters(e).expert_copies.size(), 0);
+      row_flops_(FlopsOfRow(cell->attention_weights())),
+      copy_flops_(FlopsOfCopy(*cell)) {
+  cell->SetResultCallback([this](StepResult result) {
+    {
+      MutexLock lock(mu_);
+      results_.push_back(std::move(result));
+    }
+    changed_.NotifyAll();
+  });
 }
 
 void BatchRun::Start(int batch, int prompt_tokens, std::mt19937_64& random) {
@@ -110,20 +99,41 @@ absl::Status BatchRun::Prefill() {
       AddWork(s, count, s.computed + count == s.start->prompt_length, &plans);
       rows += count;
     }
-    if (rows == 0) return absl::OkStatus();
-    if (absl::Status status = RunStep(std::move(plans)); !status.ok()) return status;
+    if (rows == 0) return CollectAll();
+    if (absl::Status status = Send(std::move(plans)); !status.ok()) return status;
   }
 }
 
-absl::Status BatchRun::DecodeOnce() {
-  for (size_t next = 0; next < sequences_.size();) {
-    std::vector<StepPlan> plans = NewPlans();
-    for (int32_t rows = 0; rows < max_rows_ && next < sequences_.size(); ++rows, ++next) {
-      AddWork(sequences_[next], 1, true, &plans);
+absl::Status BatchRun::Decode(int tokens, std::vector<double>* seconds) {
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last = Clock::now();
+  const auto note_time = [&] {
+    const Clock::time_point now = Clock::now();
+    seconds->push_back(std::chrono::duration<double>(now - last).count());
+    last = now;
+  };
+  std::deque<uint64_t> ends;  // of the tokens under way: the last step of each
+  for (int t = 0; t < tokens; ++t) {
+    for (size_t next = 0; next < sequences_.size();) {
+      std::vector<StepPlan> plans = NewPlans();
+      for (int32_t rows = 0; rows < max_rows_ && next < sequences_.size(); ++rows, ++next) {
+        AddWork(sequences_[next], 1, true, &plans);
+      }
+      if (absl::Status status = Send(std::move(plans)); !status.ok()) return status;
+      if (!ends.empty() && flights_.front().step > ends.front()) {
+        note_time();
+        ends.pop_front();
+      }
     }
-    if (absl::Status status = RunStep(std::move(plans)); !status.ok()) return status;
+    ends.push_back(step_);
   }
-  return absl::OkStatus();
+  while (!flights_.empty()) {
+    if (absl::Status status = Collect(); !status.ok()) return status;
+    if (!flights_.empty() && flights_.front().step <= ends.front()) continue;
+    note_time();
+    ends.pop_front();
+  }
+  return CollectAll();
 }
 
 std::vector<StepPlan> BatchRun::NewPlans() const {
@@ -137,32 +147,58 @@ void BatchRun::AddWork(BenchSequence& s, int32_t count, bool sample, std::vector
   work.start = s.computed;
   work.count = count;
   work.sample = sample;
-  if (s.last_token >= 0) {
-    work.token_start = s.computed;
-    work.tokens = {s.last_token};
-  }
   work.block_table_start = s.num_blocks;
   for (; s.num_blocks * cell_->model_info().block_size < s.computed + count; ++s.num_blocks) {
     work.new_blocks.push_back(next_block_[static_cast<size_t>(s.worker)]++);
   }
+  s.computed += count;
 }
 
-absl::Status BatchRun::RunStep(std::vector<StepPlan> plans) {
-  for (size_t w = 0; w < ended_.size(); ++w) {
+absl::Status BatchRun::Send(std::vector<StepPlan> plans) {
+  CountAttention(plans);
+  StepHeader header{.epoch = 0, .step = ++step_, .participants = {}};
+  for (size_t w = 0; w < plans.size(); ++w) {
     if (plans[w].work.empty()) continue;
+    header.participants.push_back(static_cast<int32_t>(w));
     plans[w].ended = std::move(ended_[w]);
     ended_[w].clear();
   }
-  CountAttention(plans);
-  absl::StatusOr<std::vector<SequenceResult>> results = runner_->Run(std::move(plans));
-  if (!results.ok()) return results.status();
-  CountExperts();
-  for (const SequenceResult& r : *results) {
-    BenchSequence& s = sequences_[static_cast<size_t>(r.sequence - sequences_.front().id)];
-    s.computed = r.computed;
-    if (!r.finite) return absl::InternalError("the model's logits are not finite");
-    if (r.token >= 0) s.last_token = r.token;
+  for (const int32_t w : header.participants) {
+    plans[static_cast<size_t>(w)].header = header;
+    cell_->Execute(w, std::move(plans[static_cast<size_t>(w)]));
   }
+  flights_.push_back({.step = step_, .results = header.participants.size()});
+  return flights_.size() > kMaxFlights ? Collect() : absl::OkStatus();
+}
+
+absl::Status BatchRun::Collect() {
+  Flight& flight = flights_.front();
+  while (flight.results > 0) {
+    StepResult result;
+    {
+      MutexLock lock(mu_);
+      const auto of_flight = [&](const StepResult& r) { return r.step == flight.step; };
+      auto found = results_.end();
+      while ((found = std::ranges::find_if(results_, of_flight)) == results_.end())
+        changed_.Wait(mu_);
+      result = std::move(*found);
+      results_.erase(found);
+    }
+    --flight.results;
+    if (!result.error.empty()) return absl::InternalError(result.error);
+    for (const SequenceResult& r : result.results) {
+      if (!r.finite) return absl::InternalError("the model's logits are not finite");
+    }
+  }
+  flights_.pop_front();
+  return absl::OkStatus();
+}
+
+absl::Status BatchRun::CollectAll() {
+  while (!flights_.empty()) {
+    if (absl::Status status = Collect(); !status.ok()) return status;
+  }
+  CountExperts();
   return absl::OkStatus();
 }
 
@@ -183,22 +219,16 @@ void BatchRun::CountAttention(const std::vector<StepPlan>& plans) {
   }
 }
 
-// Of the experts whose counters rose since the last call. A step's counters are final when its
-// results are here.
+// What the experts' counters rose by since the last call. They are final when no step is in flight.
 void BatchRun::CountExperts() {
-  const size_t num_experts = static_cast<size_t>(cell_->model_info().num_experts);
   for (size_t e = 0; e < copies_.size(); ++e) {
     const WorkerCounters& counters = cell_->expert_counters(static_cast<int>(e));
-    const ExpertWeights& weights = cell_->expert_weights(static_cast<int>(e));
-    for (size_t i = 0; i < copies_[e].size(); ++i) {
-      const uint64_t before = copies_[e][i];
-      copies_[e][i] = counters.expert_copies[i].load(std::memory_order_relaxed);
-      const MlpWeights* mlp = weights.experts[i / num_experts][i % num_experts].get();
-      if (copies_[e][i] == before || mlp == nullptr) continue;
-      bytes_read_ += Bytes(*mlp);
-      flops_ +=
-          static_cast<double>(copies_[e][i] - before) * (Flops(mlp->gate_up) + Flops(mlp->down));
-    }
+    const uint64_t bytes = counters.weight_bytes_read.load(std::memory_order_relaxed);
+    const uint64_t copies = counters.rows.load(std::memory_order_relaxed);
+    bytes_read_ += static_cast<int64_t>(bytes - expert_bytes_[e]);
+    flops_ += static_cast<double>(copies - copies_[e]) * copy_flops_;
+    expert_bytes_[e] = bytes;
+    copies_[e] = copies;
   }
 }
 

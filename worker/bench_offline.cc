@@ -105,11 +105,7 @@ absl::Status Repeat(const BenchOfflineOptions& options, int batch, std::mt19937_
   samples->prefill_seconds.push_back(SecondsSince(start));
   samples->prefill_flops_per_second.push_back(run->flops() / samples->prefill_seconds.back());
   const int64_t bytes_before = run->bytes_read();
-  for (int t = 1; t < options.output_tokens && status.ok(); ++t) {
-    const Clock::time_point step_start = Clock::now();
-    status = run->DecodeOnce();
-    samples->step_seconds.push_back(SecondsSince(step_start));
-  }
+  if (status.ok()) status = run->Decode(options.output_tokens - 1, &samples->step_seconds);
   samples->decode_bytes += static_cast<double>(run->bytes_read() - bytes_before);
   return status;
 }
@@ -161,8 +157,7 @@ absl::StatusOr<BenchOfflineReport> BenchOffline(const BenchOfflineOptions& optio
     return status;
 
   BandwidthProbe probe((*cell)->pool(), kProbeBytes);
-  StepRunner runner(cell->get());
-  BatchRun run(cell->get(), &runner, cell_options.max_num_batched_tokens);
+  BatchRun run(cell->get(), cell_options.max_num_batched_tokens);
   std::mt19937_64 random(options.seed);
   // A short run first: pages are touched and threads are up before the clock starts.
   run.Start(1, std::min(kWarmUpTokens, options.prompt_tokens), random);

@@ -79,8 +79,9 @@ class ExpertHost final : public RoleHost {
     const int32_t expert_rank = epoch.group.rank - epoch.ranks.num_attention;
     auto weights = store_.Install(*epoch.placement, expert_rank);
     if (!weights.ok()) return weights.status();
-    worker_ = std::make_unique<ExpertWorker>(
-        ExpertWorkerOptions{.expert_rank = expert_rank,
+    std::vector<std::unique_ptr<ExpertRank>> ranks;
+    ranks.push_back(std::make_unique<ExpertRank>(
+        ExpertRankOptions{.expert_rank = expert_rank,
                             .num_moe_layers = context_.model->info.num_moe_layers,
                             .hidden = context_.model->config.hidden_size,
                             .expert_width = context_.model->config.moe.expert_width,
@@ -89,8 +90,9 @@ class ExpertHost final : public RoleHost {
                             .ranks = epoch.ranks,
                             .planner = epoch.planner,
                             .counters = counters_},
-        *std::move(weights), epoch.placement, MakeBackend(), context_.pool, communicator,
-        std::move(callbacks.on_failure));
+        *std::move(weights), epoch.placement, MakeBackend(), context_.pool, communicator));
+    worker_ = std::make_unique<ExpertWorker>(std::move(ranks), context_.pool,
+                                             std::move(callbacks.on_failure));
     return absl::OkStatus();
   }
 

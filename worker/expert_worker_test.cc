@@ -24,7 +24,7 @@ constexpr ExchangeShape kShape = {
 
 class ExpertWorkerTest : public testing::Test {
  protected:
-  ExpertWorkerTest() : communicators_(MakeInProcessCommunicators(2)) {
+  ExpertWorkerTest() : communicators_(MakeInProcessCommunicators(2, &pool_)) {
     placement_ = std::make_shared<ExpertPlacement>(ExpertPlacement::Even(1, kExperts, 1));
     std::string error;
     std::unique_ptr<ComputeBackend> backend = MakeCpuBackend(&pool_, "auto", &error);
@@ -40,8 +40,9 @@ class ExpertWorkerTest : public testing::Test {
       for (float& w : ones) w *= -2.0f;
     }
     backend->Synchronize();
-    worker_ = std::make_unique<ExpertWorker>(
-        ExpertWorkerOptions{.expert_rank = 0,
+    std::vector<std::unique_ptr<ExpertRank>> ranks;
+    ranks.push_back(std::make_unique<ExpertRank>(
+        ExpertRankOptions{.expert_rank = 0,
                             .num_moe_layers = 1,
                             .hidden = kHidden,
                             .slot_formats = {},
@@ -49,8 +50,9 @@ class ExpertWorkerTest : public testing::Test {
                             .ranks = {.num_attention = 1, .num_experts = 1},
                             .planner = {},
                             .counters = std::make_shared<WorkerCounters>(kExperts)},
-        weights, placement_, std::move(backend), &pool_, communicators_[1].get(),
-        [this](const absl::Status& status) {
+        weights, placement_, std::move(backend), &pool_, communicators_[1].get()));
+    worker_ = std::make_unique<ExpertWorker>(
+        std::move(ranks), &pool_, [this](const absl::Status& status) {
           MutexLock lock(mu_);
           failure_ = status;
           for (auto& communicator : communicators_) communicator->Abort(status);

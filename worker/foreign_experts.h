@@ -1,7 +1,7 @@
 // ForeignExperts: the foreign slots of one expert rank: room for experts whose home is elsewhere,
 // and the messages that bring their packed weights (BALANCE.md regime C). All buffers are allocated
 // at construction. What a slot holds is the planner's business; this class only moves bytes. Owned
-// by one ExpertWorker, used on its thread only; backend and communicator must outlive it.
+// by one ExpertRank, used on its thread only; backend and communicator must outlive it.
 #pragma once
 
 #include <cstdint>

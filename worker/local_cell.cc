@@ -214,17 +214,18 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   placement_ = parts->placement;
   attention_weights_ = parts->attention_weights;
   expert_weights_ = parts->expert_weights;
-  communicators_ =
-      MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts);
+  communicators_ = MakeInProcessCommunicators(
+      parts->ranks.num_attention + parts->ranks.num_experts, pool_.get());
   const int64_t hidden = parts->model.config.hidden_size;
   const ExchangeShape shape = MakeExchangeShape(parts->model, options.max_num_batched_tokens);
   const auto fail = [this](const absl::Status& reason) { Fail(reason); };
+  std::vector<std::unique_ptr<ExpertRank>> expert_ranks;
   for (int32_t e = 0; e < parts->ranks.num_experts; ++e) {
     const size_t rank = static_cast<size_t>(parts->ranks.OfExpert(e));
     expert_counters_.push_back(std::make_shared<WorkerCounters>(
         static_cast<size_t>(info_.num_moe_layers) * static_cast<size_t>(info_.num_experts)));
-    experts_.push_back(std::make_unique<ExpertWorker>(
-        ExpertWorkerOptions{.expert_rank = e,
+    expert_ranks.push_back(std::make_unique<ExpertRank>(
+        ExpertRankOptions{.expert_rank = e,
                             .num_moe_layers = info_.num_moe_layers,
                             .hidden = hidden,
                             .expert_width = parts->model.config.moe.expert_width,
@@ -234,8 +235,9 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                             .planner = planner,
                             .counters = expert_counters_.back()},
         parts->expert_weights[static_cast<size_t>(e)], parts->placement,
-        std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get(), fail));
+        std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get()));
   }
+  experts_ = std::make_unique<ExpertWorker>(std::move(expert_ranks), pool_.get(), fail);
   for (int32_t a = 0; a < parts->ranks.num_attention; ++a) {
     const size_t rank = static_cast<size_t>(a);
     kv_.push_back(std::make_unique<KvCache>(
@@ -255,7 +257,8 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                .counters = counters_.back(),
                                .recorder = recorder_.get()},
         parts->model.config, parts->attention_weights, parts->placement,
-        std::move(parts->backends[rank]), kv_.back().get(), communicators_[rank].get(),
+        std::move(parts->backends[rank]), pool_.get(), kv_.back().get(),
+        communicators_[rank].get(),
         AttentionWorker::Callbacks{
             .on_result = [this](StepResult result) { on_result_(std::move(result)); },
             .on_failure = fail}));
@@ -289,9 +292,7 @@ void LocalCell::Execute(int worker, StepPlan plan) {
     last_step_ = plan.header.step;
     sent_.assign(attention_.size(), 0);
     // After a failure the attention workers answer with the error at once; experts take no part.
-    if (!failed_.load()) {
-      for (const std::unique_ptr<ExpertWorker>& expert : experts_) expert->Execute(plan.header);
-    }
+    if (!failed_.load()) experts_->Execute(plan.header);
   }
   // A second plan of one step would wait for experts that were never told.
   SY_CHECK_EQ(static_cast<int>(sent_[static_cast<size_t>(worker)]), 0);

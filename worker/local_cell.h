@@ -1,5 +1,5 @@
-// LocalCell: attention and expert workers of one process as separate objects with threads of their
-// own, joined by an in-process communicator. It loads the checkpoint, decides the memory, and hands
+// LocalCell: attention and expert workers of one process as separate ranks, joined by an in-process
+// communicator: each attention worker has a thread of its own, all expert workers share one. It loads the checkpoint, decides the memory, and hands
 // step plans to the workers. Create may block for minutes (loading); Execute may be called from one
 // thread at a time and only enqueues. A failure of any worker ends the cell: every step under way
 // and every later one is answered with an error. The destructor ends all waits and joins all
@@ -56,7 +56,7 @@ class LocalCell {
 
   const ModelInfo& model_info() const { return info_; }
   int num_attention_workers() const { return static_cast<int>(attention_.size()); }
-  int num_expert_workers() const { return static_cast<int>(experts_.size()); }
+  int num_expert_workers() const { return static_cast<int>(expert_weights_.size()); }
   const ExpertPlacement& placement() const { return *placement_; }
   // Rises while any step computes (a layer of an attention worker is one); any thread.
   uint64_t progress() const;
@@ -107,7 +107,7 @@ class LocalCell {
   std::vector<uint8_t> sent_;
   // Constant after Create.
   std::vector<std::unique_ptr<AttentionWorker>> attention_;
-  std::vector<std::unique_ptr<ExpertWorker>> experts_;
+  std::unique_ptr<ExpertWorker> experts_;  // all of them
 };
 
 }  // namespace switchyard

@@ -277,11 +277,11 @@ TEST(LocalCellTest, TheMemorySumHasTheScratchOfEveryExpertRank) {
   ThreadPool pool(1);
   std::string error;
   const int64_t scratch = MakeCpuBackend(&pool, "auto", &error)
-                              ->MaxScratch(ExpertWorker::MaxCalls(
+                              ->MaxScratch(ExpertRank::MaxCalls(
                                   shape, DType::kF32, config.hidden_size, config.moe.expert_width))
                               .backend;
   EXPECT_GE(scratch, int64_t{shape.max_rows} * shape.top_k * shape.row_bytes);
-  EXPECT_GE(buffers, 256 * (ExpertWorker::BufferBytes(shape, ranks) + scratch));
+  EXPECT_GE(buffers, 256 * (ExpertRank::BufferBytes(shape, ranks) + scratch));
 }
 
 // A checkpoint in which one token's embedding is NaN.

@@ -51,7 +51,7 @@ absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& us
   }
   const ScratchBytes attention = backend.MaxScratch(
       Decoder::MaxCalls(model.config, model.dtype, use.max_rows, model.info.max_model_len));
-  const ScratchBytes expert = backend.MaxScratch(ExpertWorker::MaxCalls(
+  const ScratchBytes expert = backend.MaxScratch(ExpertRank::MaxCalls(
       shape, model.dtype, model.config.hidden_size, model.config.moe.expert_width));
   const int64_t num_threads = use.threads + use.attention_workers + use.expert_workers;
   const int64_t num_ranks = use.attention_workers + use.expert_workers;
@@ -60,7 +60,7 @@ absl::StatusOr<int64_t> MemoryLeft(const OpenedModel& model, const MemoryUse& us
       use.recorder_bytes + num_ranks * num_peers * use.eager_bytes +
       use.attention_workers * (Decoder::WorkspaceBytes(model.config, model.dtype, use.max_rows) +
                                MoeExchange::BufferBytes(shape, use.ranks) + attention.backend) +
-      use.expert_workers * (ExpertWorker::BufferBytes(shape, use.ranks) + expert.backend) +
+      use.expert_workers * (ExpertRank::BufferBytes(shape, use.ranks) + expert.backend) +
       num_threads * (use.attention_workers > 0 ? attention.per_thread : expert.per_thread);
   const int64_t sum = weights + use.kv_bytes + buffers;
   if (sum > available_bytes) {

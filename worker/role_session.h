@@ -20,6 +20,7 @@
 #include "comm/communicator.h"
 #include "comm/data_plane.h"
 #include "kernels/mutex.h"
+#include "kernels/thread_pool.h"
 #include "proto/model_info.h"
 #include "switchyard/v1/control.pb.h"
 #include "worker/control_stream.h"
@@ -38,6 +39,7 @@ struct RoleSessionOptions {
   ControlAddress control;
   std::string data_host = "127.0.0.1";
   ModelInfo model;
+  ThreadPool* pool = nullptr;  // the process's; must outlive the session
   v1::Register registration;                                 // what all roles of a process share
   std::function<void(const RegisteredRole&)> on_registered;  // at every registration
   std::function<void()> on_end;                              // once, when result() is there

@@ -1,7 +1,7 @@
 // WaitingCommunicator: a rank's communicator that tells whether the rank waits for its peers just
-// now (a rank that waits is not one that hangs), how long it has waited and what it has sent. Used
-// like the communicator that it owns; the figures may be read by any thread and go on through the
-// epochs.
+// now (a rank that waits is not one that hangs), how long it has waited and what it has sent, and
+// whose owner thread counts as blocked in its pool meanwhile. Used like the communicator that it
+// owns; the figures may be read by any thread and go on through the epochs.
 #pragma once
 
 #include <array>
@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "comm/communicator.h"
+#include "kernels/thread_pool.h"
 
 namespace switchyard {
 
@@ -23,9 +24,10 @@ struct DataPlaneFigures {
 
 class WaitingCommunicator final : public Communicator {
  public:
-  // `figures` must outlive it.
-  WaitingCommunicator(std::unique_ptr<Communicator> inner, DataPlaneFigures* figures)
-      : inner_(std::move(inner)), figures_(figures) {}
+  // `pool` and `figures` must outlive it.
+  WaitingCommunicator(std::unique_ptr<Communicator> inner, ThreadPool* pool,
+                      DataPlaneFigures* figures)
+      : inner_(std::move(inner)), pool_(pool), figures_(figures) {}
 
   int32_t rank() const override { return inner_->rank(); }
   int32_t size() const override { return inner_->size(); }
@@ -40,6 +42,7 @@ class WaitingCommunicator final : public Communicator {
   absl::Status Wait(int32_t group, std::chrono::steady_clock::time_point deadline) override {
     const auto start = std::chrono::steady_clock::now();
     figures_->waiting.store(true, std::memory_order_relaxed);
+    const ThreadPool::Blocked blocked(pool_);
     absl::Status status = inner_->Wait(group, deadline);
     figures_->waiting.store(false, std::memory_order_relaxed);
     const std::chrono::nanoseconds waited = std::chrono::steady_clock::now() - start;
@@ -50,6 +53,7 @@ class WaitingCommunicator final : public Communicator {
 
  private:
   const std::unique_ptr<Communicator> inner_;
+  ThreadPool* const pool_;
   DataPlaneFigures* const figures_;
 };
 

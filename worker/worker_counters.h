@@ -18,6 +18,7 @@ struct WorkerCounters {
   std::atomic<uint64_t> rows{0};      // positions computed (attention), copies computed (expert)
   std::atomic<int64_t> steps{0};      // received and not finished
   std::vector<std::atomic<uint64_t>> expert_copies;  // [num_moe_layers * num_experts]
+  std::atomic<uint64_t> weight_bytes_read{0};  // an expert's once for all its rows of an exchange
 
   // Of an expert worker's plans; all ranks of a cell make the same ones.
   std::atomic<uint64_t> plans{0};

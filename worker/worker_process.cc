@@ -166,6 +166,7 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> WorkerProcess::Create(
         std::make_unique<RoleSession>(RoleSessionOptions{.control = options.control,
                                                          .data_host = options.data_host,
                                                          .model = process->model_.info,
+                                                         .pool = process->pool_.get(),
                                                          .registration = registration,
                                                          .on_registered = options.on_registered,
                                                          .on_end =
