@@ -179,10 +179,18 @@ class ComputeBackend {
   // when float32. RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight.
   virtual void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) = 0;
 
-  // out[r, j] = sum_k x[r, k] * w[j, k] (+ bias[j]). x: [rows, k] of w's type, or act where w is
-  // quantised; bias: [n] float32 or null; out: [rows, n] float32 or act.
-  virtual void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
-                      const Tensor& out) = 0;
+  // out[r, j] = sum_k x[r, k] * w[j, k] (+ bias[j]), for every product. x: [rows, k] of w's type,
+  // or act where w is quantised.
+  struct Product {
+    const PackedMatrix* w = nullptr;  // [n, k]
+    const float* bias = nullptr;      // [n] float32 or null
+    Tensor out;                       // [rows, n] float32 or act
+  };
+  virtual void Matmul(const Tensor& x, std::span<const Product> products) = 0;
+  void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias, const Tensor& out) {
+    const Product product{.w = &w, .bias = bias, .out = out};
+    Matmul(x, {&product, 1});
+  }
 
   // Rotary embedding in place, half-split pairs (i, i + rotary_dim/2) as in GPT-NeoX; dims beyond
   // rotary_dim pass. x: [rows, heads, head_dim] float32; cos, sin: [max_positions, rotary_dim/2]

@@ -14,6 +14,12 @@
 namespace switchyard {
 namespace {
 
+// Longer than threads without work spin, most times.
+void Pause() {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+  while (std::chrono::steady_clock::now() < until) std::this_thread::yield();
+}
+
 TEST(ThreadPoolTest, EveryIndexRunsOnce) {
   for (int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);
@@ -61,9 +67,7 @@ TEST(ThreadPoolTest, ManyCallersAtOnce) {
 TEST(ThreadPoolTest, HelpersWakeFromThePark) {
   ThreadPool pool(2);
   for (int round = 0; round < 20; ++round) {
-    // Longer than the spin, most rounds: the helper has parked.
-    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
-    while (std::chrono::steady_clock::now() < until) std::this_thread::yield();
+    Pause();  // the helper has parked
     std::atomic<int> running{0};
     pool.ParallelFor(2, [&](int64_t) {
       running.fetch_add(1);
@@ -103,6 +107,95 @@ TEST(ThreadPoolTest, HelpersFlushDenormals) {
   });
   EXPECT_TRUE(flushed[0]);
   EXPECT_TRUE(flushed[1]);
+}
+
+TEST(ThreadPoolTest, AwaitEndsWhenWokenOrLate) {
+  for (int threads : {1, 2}) {
+    ThreadPool pool(threads);
+    std::atomic<bool> ready{false};
+    const auto is_ready = [&] { return ready.load(); };
+    EXPECT_FALSE(pool.Await(&ready, is_ready, std::chrono::steady_clock::now()));
+    const auto soon = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
+    EXPECT_FALSE(pool.Await(&ready, is_ready, soon));
+    EXPECT_GE(std::chrono::steady_clock::now(), soon);
+    std::thread waker([&] {
+      ready = true;
+      pool.Wake(&ready);
+    });
+    EXPECT_TRUE(pool.Await(&ready, is_ready));
+    waker.join();
+  }
+}
+
+// Two owners hand one token to and fro, at paces at which both spinning and sleeping ones are met.
+TEST(ThreadPoolTest, NoWakeIsLost) {
+  ThreadPool pool(2);
+  std::atomic<int> token{0};
+  constexpr int kRounds = 3000;
+  const auto play = [&](int self) {
+    const ThreadPool::Owner owner(&pool);
+    for (int round = self; round < kRounds; round += 2) {
+      pool.Await(&token, [&] { return token.load() == round; });
+      const auto until =
+          std::chrono::steady_clock::now() + std::chrono::microseconds(round % 5 == 0 ? 60 : 0);
+      while (std::chrono::steady_clock::now() < until) std::this_thread::yield();
+      token = round + 1;
+      pool.Wake(&token);
+    }
+  };
+  std::thread other([&] { play(1); });
+  play(0);
+  other.join();
+  EXPECT_EQ(token.load(), kRounds);
+}
+
+// The caller cannot finish alone. Whoever sleeps is asked, the owner rather than the helper.
+TEST(ThreadPoolTest, WhoWaitsHelpsWhoComputes) {
+  ThreadPool pool(2);
+  std::atomic<bool> stop{false};
+  std::thread waiting([&] {
+    const ThreadPool::Owner owner(&pool);
+    pool.Await(&stop, [&] { return stop.load(); });
+  });
+  const auto waiting_id = waiting.get_id();
+  std::atomic<bool> helped{false};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (!helped.load() && std::chrono::steady_clock::now() < deadline) {
+    Pause();
+    std::atomic<int> running{0};
+    pool.ParallelFor(2, [&](int64_t) {
+      if (std::this_thread::get_id() == waiting_id) helped = true;
+      running.fetch_add(1);
+      while (running.load() < 2) std::this_thread::yield();
+    });
+  }
+  EXPECT_TRUE(helped.load());
+  stop = true;
+  pool.Wake(&stop);
+  waiting.join();
+}
+
+// An owner that sleeps elsewhere does not keep helpers from being woken.
+TEST(ThreadPoolTest, BlockedOwnersDoNotCount) {
+  ThreadPool pool(2);
+  std::atomic<bool> blocked{false}, stop{false};
+  std::thread elsewhere([&] {
+    const ThreadPool::Owner owner(&pool);
+    const ThreadPool::Blocked sleeps(&pool);
+    blocked = true;
+    stop.wait(false);
+  });
+  while (!blocked.load()) std::this_thread::yield();
+  Pause();  // the helper goes to sleep
+  std::atomic<int> running{0};
+  pool.ParallelFor(2, [&](int64_t) {
+    running.fetch_add(1);
+    while (running.load() < 2) std::this_thread::yield();
+  });
+  EXPECT_EQ(running.load(), 2);
+  stop = true;
+  stop.notify_one();
+  elsewhere.join();
 }
 
 TEST(BandwidthProbeTest, GivesAPlausibleRate) {

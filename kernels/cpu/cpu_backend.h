@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/matmul_plan.h"
+#include "kernels/cpu/task_list.h"
 #include "kernels/thread_pool.h"
 
 namespace switchyard::cpu {
@@ -36,8 +37,8 @@ class CpuBackend final : public ComputeBackend {
   size_t PackedBytes(int64_t n, int64_t k, const WeightFormat& format) const override;
   void Embed(const Tensor& table, std::span<const int32_t> ids, const Tensor& out) override;
   void RmsNorm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) override;
-  void Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
-              const Tensor& out) override;
+  using ComputeBackend::Matmul;
+  void Matmul(const Tensor& x, std::span<const Product> products) override;
   void Rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
             std::span<const int32_t> positions) override;
   size_t KvBlockBytes(const KvCacheShape& shape) const override;
@@ -57,15 +58,15 @@ class CpuBackend final : public ComputeBackend {
  private:
   // A block of rows to be packed.
   struct RowBlock {
+    int32_t group = 0;
     int64_t first_row = 0;  // in x
     int64_t rows = 0;
-    WeightFormat format = {};
     std::byte* out = nullptr;
   };
-  // Bytes from the start of the scratch at which a group's packed rows begin.
-  struct GroupOffsets {
-    size_t x = 0;
-    size_t hidden = 0;
+  // Where a group's packed rows begin.
+  struct GroupScratch {
+    std::byte* x = nullptr;
+    std::byte* hidden = nullptr;
   };
   // Rows of one sequence that one work item of attention takes, for one kv head.
   struct AttentionUnit {
@@ -91,6 +92,10 @@ class CpuBackend final : public ComputeBackend {
       pool_->ParallelFor(n, std::function<void(int64_t)>(std::cref(fn)));
     }
   }
+  template <typename Fn>
+  void RunTasks(int64_t macs, const Fn& fn) {
+    Run(tasks_.size(), macs, [&](int64_t i) { tasks_.Run(i, fn); });
+  }
   // The same over rows, in chunks: fn(row).
   template <typename Fn>
   void RunRows(int64_t rows, int64_t macs_per_row, const Fn& fn) {
@@ -103,10 +108,13 @@ class CpuBackend final : public ComputeBackend {
     });
   }
 
-  // Queues the blocks of rows [first, first + rows), each of k elements, for packing at `out`.
-  void AddBlocks(int64_t first, int64_t rows, int64_t k, const WeightFormat& format,
-                 std::byte* out);
-  void PackBlocks(const Tensor& x);
+  // Products of weights of one format.
+  void RunProducts(const Tensor& x, std::span<const Product> products);
+  // Queues the blocks of rows [first, first + rows) for packing at `out`.
+  void AddBlocks(int32_t group, int64_t first, int64_t rows, size_t row_bytes, std::byte* out);
+  void PackBlock(const Tensor& x, const RowBlock& block, const WeightFormat& format) const;
+  void PlanMlp(std::span<const MlpGroup> groups, int64_t hidden);  // fills tasks_
+  void RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up, const Tensor& out) const;
   std::byte* Scratch(Buffer* buffer, size_t bytes);
   static size_t MaxThreadStateBytes(const ScratchLimits& limits);
   AttentionItem MakeItem(const AttentionArgs& args, const AttentionUnit& unit) const;
@@ -124,9 +132,11 @@ class CpuBackend final : public ComputeBackend {
   Buffer packed_hidden_;
   Buffer attention_states_;
   std::vector<RowBlock> blocks_;
-  std::vector<GroupOffsets> group_offsets_;
+  std::vector<GroupScratch> group_scratch_;
   std::vector<GroupShape> shapes_;
   std::vector<WorkItem> items_;
+  std::vector<WorkItem> up_items_;
+  TaskList tasks_;
   std::vector<AttentionUnit> units_;
   std::vector<SplitItem> split_items_;
 };

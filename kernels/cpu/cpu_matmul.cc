@@ -8,6 +8,8 @@ namespace switchyard::cpu {
 
 namespace {
 
+enum TaskKind { kPackRows, kProduct, kUp, kDown };
+
 // Whether x may be multiplied by weights of this format.
 bool Accepts(const WeightFormat& format, DType x) {
   return IsQuantized(format) ? x != DType::kI32 : format == FormatOf(x);
@@ -15,72 +17,161 @@ bool Accepts(const WeightFormat& format, DType x) {
 
 }  // namespace
 
-void CpuBackend::AddBlocks(int64_t first, int64_t rows, int64_t k, const WeightFormat& format,
+void CpuBackend::AddBlocks(int32_t group, int64_t first, int64_t rows, size_t row_bytes,
                            std::byte* out) {
-  const size_t row_bytes = kernels_->packed_row_bytes(k, format);
   const int64_t num_blocks = NumBlocks(rows, kernels_->max_rows);
   for (int64_t b = 0; b < num_blocks; ++b) {
     const int64_t begin = BlockBegin(rows, num_blocks, b);
-    blocks_.push_back({.first_row = first + begin,
+    blocks_.push_back({.group = group,
+                       .first_row = first + begin,
                        .rows = BlockBegin(rows, num_blocks, b + 1) - begin,
-                       .format = format,
                        .out = out + static_cast<size_t>(begin) * row_bytes});
   }
 }
 
-void CpuBackend::PackBlocks(const Tensor& x) {
+void CpuBackend::PackBlock(const Tensor& x, const RowBlock& block,
+                           const WeightFormat& format) const {
   const int64_t k = x.dim(1);
-  Run(static_cast<int64_t>(blocks_.size()), x.dim(0) * k, [&](int64_t i) {
-    const RowBlock& b = blocks_[static_cast<size_t>(i)];
-    kernels_->pack_rows({.x = static_cast<const std::byte*>(x.data) +
-                              static_cast<size_t>(b.first_row * k) * DTypeSize(x.dtype),
-                         .bf16 = x.dtype == DType::kBF16,
-                         .ld = k,
-                         .rows = b.rows,
-                         .k = k,
-                         .format = b.format,
-                         .out = b.out});
-  });
+  kernels_->pack_rows({.x = static_cast<const std::byte*>(x.data) +
+                            static_cast<size_t>(block.first_row * k) * DTypeSize(x.dtype),
+                       .bf16 = x.dtype == DType::kBF16,
+                       .ld = k,
+                       .rows = block.rows,
+                       .k = k,
+                       .format = format,
+                       .out = block.out});
 }
 
-void CpuBackend::Matmul(const Tensor& x, const PackedMatrix& w, const float* bias,
-                        const Tensor& out) {
+void CpuBackend::Matmul(const Tensor& x, std::span<const Product> products) {
   const FlushDenormals flush;
-  const int64_t rows = x.dim(0);
   SY_CHECK_EQ(x.ndim, 2);
-  SY_CHECK_EQ(x.dim(1), w.k);
-  SY_CHECK(Accepts(w.format, x.dtype));
-  SY_CHECK_EQ(out.dim(0), rows);
-  SY_CHECK_EQ(out.dim(1), w.n);
-  SY_CHECK(out.dtype == DType::kF32 || out.dtype == DType::kBF16);
-  if (rows == 0) return;
-  std::byte* packed =
-      Scratch(&packed_rows_, static_cast<size_t>(rows) * kernels_->packed_row_bytes(w.k, w.format));
-  blocks_.clear();
-  AddBlocks(0, rows, w.k, w.format, packed);
-  PackBlocks(x);
+  for (const Product& p : products) {
+    SY_CHECK_EQ(x.dim(1), p.w->k);
+    SY_CHECK(Accepts(p.w->format, x.dtype));
+    SY_CHECK_EQ(p.out.dim(0), x.dim(0));
+    SY_CHECK_EQ(p.out.dim(1), p.w->n);
+    SY_CHECK(p.out.dtype == DType::kF32 || p.out.dtype == DType::kBF16);
+  }
+  if (x.dim(0) == 0) return;
+  while (!products.empty()) {
+    const auto other = std::ranges::find_if(
+        products, [&](const Product& p) { return p.w->format != products.front().w->format; });
+    const auto count = static_cast<size_t>(other - products.begin());
+    RunProducts(x, products.first(count));
+    products = products.subspan(count);
+  }
+}
 
-  const int64_t num_panels = NumPanels(w.n);
-  shapes_.assign(1, {.rows = rows, .panels = num_panels, .k = w.k});
+void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products) {
+  const int64_t rows = x.dim(0);
+  const int64_t k = x.dim(1);
+  const WeightFormat& format = products.front().w->format;
+  const size_t row_bytes = kernels_->packed_row_bytes(k, format);
+  std::byte* packed = Scratch(&packed_rows_, static_cast<size_t>(rows) * row_bytes);
+  blocks_.clear();
+  AddBlocks(0, 0, rows, row_bytes, packed);
+  shapes_.clear();
+  int64_t macs = 0;
+  for (const Product& p : products) {
+    shapes_.push_back({.rows = rows, .panels = NumPanels(p.w->n), .k = k});
+    macs += rows * p.w->n * k;
+  }
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
-  Run(static_cast<int64_t>(items_.size()), rows * w.n * w.k, [&](int64_t i) {
-    const WorkItem& item = items_[static_cast<size_t>(i)];
+  tasks_.Reset(1);
+  for (size_t b = 0; b < blocks_.size(); ++b)
+    tasks_.Add({.kind = kPackRows, .index = static_cast<int32_t>(b), .serves = 0});
+  for (size_t i = 0; i < items_.size(); ++i)
+    tasks_.Add({.kind = kProduct, .index = static_cast<int32_t>(i), .needs = 0});
+
+  RunTasks(macs, [&](const TaskList::Task& task) {
+    const size_t index = static_cast<size_t>(task.index);
+    if (task.kind == kPackRows) return PackBlock(x, blocks_[index], format);
+    const WorkItem& item = items_[index];
+    const Product& p = products[static_cast<size_t>(item.group)];
     kernels_->matmul({.x = packed,
                       .rows = rows,
                       .block_begin = item.block_begin,
                       .block_end = item.block_end,
-                      .w = w.storage.data(),
-                      .num_panels = num_panels,
-                      .k = w.k,
-                      .format = w.format,
+                      .w = p.w->storage.data(),
+                      .num_panels = NumPanels(p.w->n),
+                      .k = k,
+                      .format = format,
                       .panel_begin = item.panel_begin,
                       .panel_end = item.panel_end,
-                      .n = w.n,
-                      .bias = bias,
-                      .out = out.data,
-                      .out_bf16 = out.dtype == DType::kBF16,
-                      .out_ld = w.n});
+                      .n = p.w->n,
+                      .bias = p.bias,
+                      .out = p.out.data,
+                      .out_bf16 = p.out.dtype == DType::kBF16,
+                      .out_ld = p.w->n});
   });
+}
+
+// Of GroupedMlp. Each group has two stages: its rows are packed, its hidden rows are there. Down
+// follows one group behind up, so that nobody waits for hidden rows unless there is nothing else.
+void CpuBackend::PlanMlp(std::span<const MlpGroup> groups, int64_t hidden) {
+  shapes_.clear();
+  for (const MlpGroup& g : groups)
+    shapes_.push_back(
+        {.rows = g.end - g.begin,
+         .panels = 2 * NumPanels(g.weights->width),
+         .k = hidden,
+         .panel_multiple = IsQuantized(g.weights->down.format) ? kActGroupPanels : 2});
+  PlanItems(*kernels_, shapes_, pool_->num_threads(), &up_items_);
+  for (size_t g = 0; g < groups.size(); ++g) {
+    shapes_[g] = {.rows = groups[g].end - groups[g].begin,
+                  .panels = NumPanels(hidden),
+                  .k = groups[g].weights->width};
+  }
+  PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
+
+  tasks_.Reset(2 * static_cast<int32_t>(groups.size()));
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    tasks_.Add({.kind = kPackRows, .index = static_cast<int32_t>(b), .serves = 2 * blocks_[b].group});
+  }
+  size_t up = 0, down = 0;
+  for (int32_t g = 0; g <= static_cast<int32_t>(groups.size()); ++g) {
+    for (; up < up_items_.size() && up_items_[up].group == g; ++up) {
+      tasks_.Add({.kind = kUp,
+                  .index = static_cast<int32_t>(up),
+                  .needs = 2 * g,
+                  .serves = 2 * g + 1});
+    }
+    for (; down < items_.size() && items_[down].group < g; ++down) {
+      tasks_.Add({.kind = kDown,
+                  .index = static_cast<int32_t>(down),
+                  .needs = 2 * items_[down].group + 1});
+    }
+  }
+}
+
+void CpuBackend::RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up,
+                            const Tensor& out) const {
+  const PackedMatrix& w = up ? group.weights->gate_up : group.weights->down;
+  const GroupScratch& scratch = group_scratch_[static_cast<size_t>(work.group)];
+  const int64_t hidden = out.dim(1);
+  MatmulItem item{.x = up ? scratch.x : scratch.hidden,
+                  .rows = group.end - group.begin,
+                  .block_begin = work.block_begin,
+                  .block_end = work.block_end,
+                  .w = w.storage.data(),
+                  .num_panels = up ? 2 * NumPanels(group.weights->width) : NumPanels(hidden),
+                  .k = w.k,
+                  .format = w.format,
+                  .panel_begin = work.panel_begin,
+                  .panel_end = work.panel_end};
+  if (up) {
+    item.width = group.weights->width;
+    item.down_format = group.weights->down.format;
+    item.packed_out = scratch.hidden;
+    kernels_->mlp_up(item);
+  } else {
+    item.n = hidden;
+    item.out = static_cast<std::byte*>(out.data) +
+               static_cast<size_t>(group.begin * hidden) * DTypeSize(out.dtype);
+    item.out_bf16 = out.dtype == DType::kBF16;
+    item.out_ld = hidden;
+    kernels_->matmul(item);
+  }
 }
 
 void CpuBackend::GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, const Tensor& out) {
@@ -91,9 +182,6 @@ void CpuBackend::GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, c
   SY_CHECK_EQ(out.dim(1), hidden);
   SY_CHECK(out.dtype == x.dtype);
 
-  // Where each group's packed rows begin: x at offsets[g].x, the gated hidden rows at
-  // offsets[g].hidden.
-  group_offsets_.clear();
   size_t x_bytes = 0, hidden_bytes = 0;
   int64_t macs = 0;
   for (const MlpGroup& g : groups) {
@@ -104,70 +192,34 @@ void CpuBackend::GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, c
     SY_CHECK_EQ(g.weights->down.n, hidden);
     SY_CHECK(Accepts(g.weights->gate_up.format, x.dtype));
     SY_CHECK(Accepts(g.weights->down.format, x.dtype));
-    group_offsets_.push_back({.x = x_bytes, .hidden = hidden_bytes});
     const size_t rows = static_cast<size_t>(g.end - g.begin);
     x_bytes += rows * kernels_->packed_row_bytes(hidden, g.weights->gate_up.format);
     hidden_bytes += rows * kernels_->packed_row_bytes(g.weights->width, g.weights->down.format);
-    macs += (g.end - g.begin) * g.weights->width * hidden;
+    macs += 3 * (g.end - g.begin) * g.weights->width * hidden;
   }
-  std::byte* packed_x = Scratch(&packed_rows_, x_bytes);
-  std::byte* packed_hidden = Scratch(&packed_hidden_, hidden_bytes);
+  std::byte* next_x = Scratch(&packed_rows_, x_bytes);
+  std::byte* next_hidden = Scratch(&packed_hidden_, hidden_bytes);
   blocks_.clear();
-  for (size_t g = 0; g < groups.size(); ++g) {
-    AddBlocks(groups[g].begin, groups[g].end - groups[g].begin, hidden,
-              groups[g].weights->gate_up.format, packed_x + group_offsets_[g].x);
+  group_scratch_.clear();
+  for (const MlpGroup& g : groups) {
+    const size_t row_bytes = kernels_->packed_row_bytes(hidden, g.weights->gate_up.format);
+    AddBlocks(static_cast<int32_t>(group_scratch_.size()), g.begin, g.end - g.begin, row_bytes,
+              next_x);
+    group_scratch_.push_back({.x = next_x, .hidden = next_hidden});
+    const size_t rows = static_cast<size_t>(g.end - g.begin);
+    next_x += rows * row_bytes;
+    next_hidden += rows * kernels_->packed_row_bytes(g.weights->width, g.weights->down.format);
   }
-  PackBlocks(x);
-
-  const auto item_of = [&](const WorkItem& item, const PackedMatrix& w, std::byte* rows) {
-    const MlpGroup& g = groups[static_cast<size_t>(item.group)];
-    const int64_t num_panels = shapes_[static_cast<size_t>(item.group)].panels;
-    return MatmulItem{.x = rows,
-                      .rows = g.end - g.begin,
-                      .block_begin = item.block_begin,
-                      .block_end = item.block_end,
-                      .w = w.storage.data(),
-                      .num_panels = num_panels,
-                      .k = w.k,
-                      .format = w.format,
-                      .panel_begin = item.panel_begin,
-                      .panel_end = item.panel_end};
-  };
-
-  shapes_.clear();
-  for (const MlpGroup& g : groups)
-    shapes_.push_back(
-        {.rows = g.end - g.begin,
-         .panels = 2 * NumPanels(g.weights->width),
-         .k = hidden,
-         .panel_multiple = IsQuantized(g.weights->down.format) ? kActGroupPanels : 2});
-  PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
-  Run(static_cast<int64_t>(items_.size()), 2 * macs, [&](int64_t i) {
-    const WorkItem& work = items_[static_cast<size_t>(i)];
-    const size_t g = static_cast<size_t>(work.group);
-    MatmulItem item = item_of(work, groups[g].weights->gate_up, packed_x + group_offsets_[g].x);
-    item.width = groups[g].weights->width;
-    item.down_format = groups[g].weights->down.format;
-    item.packed_out = packed_hidden + group_offsets_[g].hidden;
-    kernels_->mlp_up(item);
-  });
-
-  shapes_.clear();
-  for (const MlpGroup& g : groups)
-    shapes_.push_back(
-        {.rows = g.end - g.begin, .panels = NumPanels(hidden), .k = g.weights->width});
-  PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
-  Run(static_cast<int64_t>(items_.size()), macs, [&](int64_t i) {
-    const WorkItem& work = items_[static_cast<size_t>(i)];
-    const size_t g = static_cast<size_t>(work.group);
-    MatmulItem item =
-        item_of(work, groups[g].weights->down, packed_hidden + group_offsets_[g].hidden);
-    item.n = hidden;
-    item.out = static_cast<std::byte*>(out.data) +
-               static_cast<size_t>(groups[g].begin * hidden) * DTypeSize(out.dtype);
-    item.out_bf16 = out.dtype == DType::kBF16;
-    item.out_ld = hidden;
-    kernels_->matmul(item);
+  PlanMlp(groups, hidden);
+  RunTasks(macs, [&](const TaskList::Task& task) {
+    const size_t index = static_cast<size_t>(task.index);
+    if (task.kind == kPackRows) {
+      const RowBlock& block = blocks_[index];
+      const MlpGroup& group = groups[static_cast<size_t>(block.group)];
+      return PackBlock(x, block, group.weights->gate_up.format);
+    }
+    const WorkItem& work = task.kind == kUp ? up_items_[index] : items_[index];
+    RunMlpItem(work, groups[static_cast<size_t>(work.group)], task.kind == kUp, out);
   });
 }
 
