@@ -30,12 +30,13 @@ struct TileArgs {
 };
 using TileFn = void (*)(const TileArgs&);
 
-// A tile that reads whole slabs leaves it to the CPU, which knows one forward stream best.
+// A tile that reads whole slabs prefetches its own stream, another its share of what is read next.
+constexpr int64_t kAheadBytes = 4096;
 template <int P>
-SY_INLINE void PrefetchNext(const std::byte* next) {
-  if constexpr (P < cpu::kSlabPanels) {
-    for (int p = 0; p < P; ++p) Prefetch(next + p * 64);
-  }
+SY_INLINE void PrefetchStep(const void* now, const std::byte* next) {
+  const std::byte* ahead =
+      P < cpu::kSlabPanels ? next : static_cast<const std::byte*>(now) + kAheadBytes;
+  for (int p = 0; p < P; ++p) Prefetch(ahead + p * 64);
 }
 
 template <int R, int P>
@@ -58,7 +59,7 @@ void TileF32(const TileArgs& a) {
   const std::byte* w = a.w;
   const std::byte* next = a.next;
   for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
-    PrefetchNext<P>(next);
+    PrefetchStep<P>(w, next);
     for (int p = 0; p < P; ++p) {
       const F16 wv = Load(reinterpret_cast<const float*>(w) + p * kLanes);
       for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]);
@@ -76,7 +77,7 @@ void TileBf16(const TileArgs& a) {
 #if defined(SY_CPU_AVX512)
   const uint32_t* x = static_cast<const uint32_t*>(a.x);
   for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
-    PrefetchNext<P>(next);
+    PrefetchStep<P>(w, next);
     __m512i wv[P];
     for (int p = 0; p < P; ++p)
       wv[p] = LoadPair(reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes);
@@ -86,7 +87,7 @@ void TileBf16(const TileArgs& a) {
 #else
   const float* x = static_cast<const float*>(a.x);
   for (int64_t k = 0; k < a.num_steps; ++k, x += 2 * R, w += a.step_bytes, next += a.next_bytes) {
-    PrefetchNext<P>(next);
+    PrefetchStep<P>(w, next);
     for (int p = 0; p < P; ++p) {
       const uint16_t* pairs = reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes;
       const F16 even = LoadPairEven(pairs);
@@ -130,17 +131,13 @@ SY_INLINE int32_t StartOf(const GroupCursor& g, int r) {
   return g.zeros == nullptr ? g.x_sums[r] : 0;
 }
 
-constexpr int64_t kAheadBytes = 4096;
 template <int R, int P>
 SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   Dots8 dots[R][P];
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) dots[r][p] = StartDots8(StartOf(g, r));
   for (int64_t k = 0; k < num_k; k += 4) {
-    PrefetchNext<P>(g.next);
-    if constexpr (R == 1 && P == cpu::kSlabPanels) {  // the exception to PrefetchNext, measured
-      for (int p = 0; p < P; ++p) Prefetch(g.codes + kAheadBytes + p * 64);
-    }
+    PrefetchStep<P>(g.codes, g.next);
     Codes codes[P];
     for (int p = 0; p < P; ++p) codes[p] = LoadCodes(g.codes + p * 64);
     for (int r = 0; r < R; ++r) {
@@ -166,7 +163,7 @@ SY_INLINE void AddGroup4(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (
   for (int64_t k0 = 0; k0 < num_k; k0 += kFold) {
     const int64_t end = k0 + kFold < num_k ? k0 + kFold : num_k;
     for (int64_t k = k0; k < end; k += 8) {
-      PrefetchNext<P>(g.next);
+      PrefetchStep<P>(g.codes, g.next);
       Codes low[P], high[P];
       for (int p = 0; p < P; ++p) {
         const Codes codes = LoadCodes(g.codes + p * 64);
@@ -215,7 +212,8 @@ void TileQuantized(const TileArgs& a) {
       for (int p = 0; p < P; ++p) part[r][p] = Zero();
     for (int64_t k = k0; k < k0 + cpu::kActGroup && k < a.num_k; k += a.group) {
       const int64_t num_k = a.num_k - k < a.group ? a.num_k - k : a.group;
-      for (int64_t b = 0; P < cpu::kSlabPanels && b < a.header_bytes; b += 64) Prefetch(g.next + b);
+      const std::byte* header = P < cpu::kSlabPanels ? g.next : g.scales + kAheadBytes;
+      for (int64_t b = 0; b < a.header_bytes; b += 64) Prefetch(header + b);
       if constexpr (kType == WeightType::kInt8) {
         AddGroup8<R, P>(a, num_k, g, part);
       } else {
