@@ -152,6 +152,8 @@ class ComputeBackend {
 
   // What calls within `limits` may allocate.
   virtual ScratchBytes MaxScratch(const ScratchLimits& limits) const = 0;
+  // Allocates ScratchBytes::backend of it now rather than as calls grow.
+  virtual void Reserve(const ScratchLimits& limits) = 0;
 
   // Packs row-major [n, k] float32 or bfloat16. kF32 and kBF16 are for weights of that type; kInt8
   // and kInt4 quantise here, without zero points.

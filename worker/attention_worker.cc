@@ -28,8 +28,8 @@ AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const Mo
       backend_(std::move(backend)),
       exchange_(options.exchange, weights->dtype, options.ranks, std::move(placement),
                 options.planner, communicator),
-      decoder_(config, std::move(weights), options.max_rows, backend_.get(), kv, &exchange_,
-               options_.counters.get()),
+      decoder_(config, std::move(weights), options.max_rows, options.limits.max_model_len,
+               backend_.get(), kv, &exchange_, options_.counters.get()),
       table_(options.limits),
       queue_(pool),
       thread_([this, pool] {

@@ -26,8 +26,8 @@ void Clamp(const Tensor& x, float limit) {
 }  // namespace
 
 Decoder::Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeights> weights,
-                 int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange,
-                 WorkerCounters* counters)
+                 int32_t max_rows, int32_t max_model_len, ComputeBackend* backend, KvCache* kv,
+                 MoeExchange* exchange, WorkerCounters* counters)
     : config_(config),
       weights_(std::move(weights)),
       act_(weights_->dtype),
@@ -40,7 +40,7 @@ Decoder::Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeigh
   const AttentionConfig& a = config_.attention;
   const int64_t hidden = config_.hidden_size;
   const auto rows = [&](int64_t columns, DType dtype) {
-    return Buffer(Bytes(max_rows_, columns, dtype));
+    return Buffer(Bytes(max_rows_, columns, dtype), Buffer::Pages::kNow);
   };
   residual_ = rows(hidden, DType::kF32);
   normed_ = rows(hidden, act_);
@@ -60,6 +60,7 @@ Decoder::Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeigh
   expert_ids_.resize(copies);
   expert_weights_.resize(copies);
   expert_counts_.resize(static_cast<size_t>(max_rows_));
+  backend_->Reserve(MaxCalls(config_, act_, max_rows_, max_model_len));
 }
 
 int64_t Decoder::WorkspaceBytes(const ModelConfig& config, DType act, int32_t max_rows) {

@@ -46,8 +46,8 @@ class Decoder {
 
   // `backend`, `kv`, `exchange` and `counters` must outlive it.
   Decoder(const ModelConfig& config, std::shared_ptr<const AttentionWeights> weights,
-          int32_t max_rows, ComputeBackend* backend, KvCache* kv, MoeExchange* exchange,
-          WorkerCounters* counters);
+          int32_t max_rows, int32_t max_model_len, ComputeBackend* backend, KvCache* kv,
+          MoeExchange* exchange, WorkerCounters* counters);
 
   // Bytes of its work space.
   static int64_t WorkspaceBytes(const ModelConfig& config, DType act, int32_t max_rows);

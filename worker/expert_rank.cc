@@ -42,14 +42,18 @@ ExpertRank::ExpertRank(const ExpertRankOptions& options,
     incoming.shape = OfMicroBatch(shape, m);
     for (int32_t i = 0; i < options_.ranks.num_attention; ++i) {
       incoming.counts_messages.emplace_back(MaxCountsBytes(incoming.shape));
-      incoming.dispatch_messages.emplace_back(MaxDispatchBytes(incoming.shape));
+      incoming.dispatch_messages.emplace_back(MaxDispatchBytes(incoming.shape),
+                                              Buffer::Pages::kNow);
     }
   }
   const size_t row_bytes = static_cast<size_t>(shape.row_bytes);
-  grouped_ = Buffer(static_cast<size_t>(MaxCopies(shape)) * row_bytes);
-  results_ = Buffer(static_cast<size_t>(MaxCopies(shape)) * row_bytes);
-  combine_ =
-      Buffer(static_cast<size_t>(MaxCombineRows(shape, options_.ranks.num_attention)) * row_bytes);
+  const auto rows = [&](int64_t n) {
+    return Buffer(static_cast<size_t>(n) * row_bytes, Buffer::Pages::kNow);
+  };
+  grouped_ = rows(MaxCopies(shape));
+  results_ = rows(MaxCopies(shape));
+  combine_ = rows(MaxCombineRows(shape, options_.ranks.num_attention));
+  backend_->Reserve(MaxCalls(shape, weights_->dtype, options_.hidden, options_.expert_width));
 }
 
 int64_t ExpertRank::BufferBytes(const ExchangeShape& shape, const CellRanks& ranks) {

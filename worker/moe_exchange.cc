@@ -45,11 +45,12 @@ MoeExchange::MoeExchange(const ExchangeShape& shape, DType act, const CellRanks&
     flight.shape = OfMicroBatch(shape, m);
     flight.counts_message = Buffer(MaxCountsBytes(flight.shape));
     flight.combined = Buffer(static_cast<size_t>(MaxCombineRows(flight.shape, ranks.num_experts)) *
-                             static_cast<size_t>(shape.row_bytes));
+                                 static_cast<size_t>(shape.row_bytes),
+                             Buffer::Pages::kNow);
     for (int32_t i = 0; i < ranks.num_attention; ++i)
       flight.counts_received.emplace_back(MaxCountsBytes(flight.shape));
     for (int32_t i = 0; i < ranks.num_experts; ++i)
-      flight.dispatch_messages.emplace_back(MaxDispatchBytes(flight.shape));
+      flight.dispatch_messages.emplace_back(MaxDispatchBytes(flight.shape), Buffer::Pages::kNow);
   }
 }
 

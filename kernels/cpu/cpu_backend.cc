@@ -35,12 +35,12 @@ std::string CpuBackend::numerics_id() const {
 std::byte* CpuBackend::Scratch(Buffer* buffer, size_t bytes) {
   if (buffer->bytes() < bytes) {
     *buffer = Buffer();  // the old one goes first
-    *buffer = Buffer(Grown(bytes));
+    *buffer = Buffer(Grown(bytes), Buffer::Pages::kNow);
   }
   return buffer->data();
 }
 
-ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
+CpuBackend::ScratchNeeds CpuBackend::NeedsOf(const ScratchLimits& limits) const {
   // Weights of the activations' type, or quantised: the format whose rows take the most.
   const auto packed = [&](int64_t rows, int64_t k) {
     size_t row_bytes = kernels_->packed_row_bytes(k, FormatOf(limits.act));
@@ -48,11 +48,23 @@ ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
       row_bytes = std::max(row_bytes, kernels_->packed_row_bytes(k, {type, 32}));
     return static_cast<size_t>(rows) * row_bytes;
   };
-  const size_t rows = std::max(packed(limits.matmul_rows, limits.matmul_k),
-                               packed(limits.mlp_rows, limits.mlp_hidden));
-  const size_t hidden = packed(limits.mlp_rows, limits.mlp_width);
-  const size_t split_states = MaxSplitStateFloats(limits) * sizeof(float);
-  return {.backend = static_cast<int64_t>(Grown(rows) + Grown(hidden) + Grown(split_states)),
+  return {.rows = std::max(packed(limits.matmul_rows, limits.matmul_k),
+                           packed(limits.mlp_rows, limits.mlp_hidden)),
+          .hidden = packed(limits.mlp_rows, limits.mlp_width),
+          .attention = MaxSplitStateFloats(limits) * sizeof(float)};
+}
+
+void CpuBackend::Reserve(const ScratchLimits& limits) {
+  const ScratchNeeds needs = NeedsOf(limits);
+  Scratch(&packed_rows_, needs.rows);
+  Scratch(&packed_hidden_, needs.hidden);
+  Scratch(&attention_states_, needs.attention);
+}
+
+ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
+  const ScratchNeeds needs = NeedsOf(limits);
+  return {.backend = static_cast<int64_t>(Grown(needs.rows) + Grown(needs.hidden) +
+                                          Grown(needs.attention)),
           .per_thread = static_cast<int64_t>(
               MaxThreadStateBytes(limits) + SamplerScratchBytes(limits.vocab_size) +
               static_cast<size_t>(limits.combine_hidden) * sizeof(float))};

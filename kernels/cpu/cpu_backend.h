@@ -23,6 +23,7 @@ class CpuBackend final : public ComputeBackend {
 
   std::string numerics_id() const override;
   ScratchBytes MaxScratch(const ScratchLimits& limits) const override;
+  void Reserve(const ScratchLimits& limits) override;
   // Held now, of MaxScratch().backend.
   size_t scratch_bytes() const {
     return packed_rows_.bytes() + packed_hidden_.bytes() + attention_states_.bytes();
@@ -62,6 +63,12 @@ class CpuBackend final : public ComputeBackend {
     int64_t first_row = 0;  // in x
     int64_t rows = 0;
     std::byte* out = nullptr;
+  };
+  // Bytes of each scratch buffer.
+  struct ScratchNeeds {
+    size_t rows = 0;
+    size_t hidden = 0;
+    size_t attention = 0;
   };
   // Where a group's packed rows begin.
   struct GroupScratch {
@@ -115,7 +122,8 @@ class CpuBackend final : public ComputeBackend {
   void PackBlock(const Tensor& x, const RowBlock& block, const WeightFormat& format) const;
   void PlanMlp(std::span<const MlpGroup> groups, int64_t hidden);  // fills tasks_
   void RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up, const Tensor& out) const;
-  std::byte* Scratch(Buffer* buffer, size_t bytes);
+  ScratchNeeds NeedsOf(const ScratchLimits& limits) const;
+  static std::byte* Scratch(Buffer* buffer, size_t bytes);
   static size_t MaxThreadStateBytes(const ScratchLimits& limits);
   AttentionItem MakeItem(const AttentionArgs& args, const AttentionUnit& unit) const;
   void WriteOutput(const AttentionArgs& args, const AttentionUnit& unit,
