@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
@@ -17,21 +18,15 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxCallers = 64;
 constexpr std::chrono::microseconds kSpin(30);
+// A thread that did not get to look at the clock for the first of these, or to end its item for the
+// second, was not running: others compute on these cores. For a while threads then spin shortly, as a
+// third of the speed would be lost.
+constexpr std::chrono::microseconds kNotPolling(100);
+constexpr std::chrono::microseconds kNotWorking(500);
+constexpr std::chrono::milliseconds kDisturbed(300);
+constexpr std::chrono::microseconds kDisturbedSpin(3);
 // So long an owner spins even where enough others are awake: they may be about to sleep.
 constexpr std::chrono::microseconds kCrowdedSpin(2);
-
-// Polls `done` for about `time`; true when it held.
-template <typename Predicate>
-bool SpinUntil(const Predicate& done, std::chrono::nanoseconds time = kSpin) {
-  const auto deadline = Clock::now() + time;
-  do {
-    for (int i = 0; i < 32; ++i) {
-      if (done()) return true;
-      CpuRelax();
-    }
-  } while (Clock::now() < deadline);
-  return done();
-}
 
 // One ParallelFor in progress; lives on its caller's stack.
 struct Job {
@@ -80,6 +75,7 @@ struct ThreadPool::State {
   // counted again by who wakes it.
   std::atomic<int> awake{0};
   std::atomic<bool> stop{false};
+  std::atomic<int64_t> disturbed_until{0};  // of Clock
 
   Mutex mu;
   CondVar done;  // parked callers
@@ -146,6 +142,28 @@ struct ThreadPool::State {
     }
   }
 
+  void NoteDisturbance(Clock::time_point now) {
+    disturbed_until.store((now + kDisturbed).time_since_epoch().count(), std::memory_order_relaxed);
+  }
+
+  // Polls `done` for about `time`; true when it held.
+  template <typename Predicate>
+  bool SpinUntil(const Predicate& done, std::chrono::nanoseconds time) {
+    const Clock::time_point start = Clock::now();
+    if (start.time_since_epoch().count() < disturbed_until.load(std::memory_order_relaxed))
+      time = std::min<std::chrono::nanoseconds>(time, kDisturbedSpin);
+    Clock::time_point now = start;
+    do {
+      for (int i = 0; i < 32; ++i) {
+        if (done()) return true;
+        CpuRelax();
+      }
+      const Clock::time_point last = std::exchange(now, Clock::now());
+      if (now - last > kNotPolling) NoteDisturbance(now);
+    } while (now - start < time);
+    return done();
+  }
+
   bool Crowded() const { return awake.load(std::memory_order_relaxed) > max_awake; }
 
   // Works for callers until `ready` holds (true) or until the thread should sleep: nobody had work
@@ -171,7 +189,7 @@ struct ThreadPool::State {
       };
       if (is_owner && SpinUntil(news, kCrowdedSpin)) continue;
       *crowded = false;
-      SpinUntil([&] { return news() || (*crowded = Crowded()); });
+      SpinUntil([&] { return news() || (*crowded = Crowded()); }, kSpin);
       if (!news()) return false;
     }
     return true;
@@ -334,10 +352,16 @@ void ThreadPool::ParallelFor(int64_t n, const std::function<void(int64_t)>& fn) 
   }
   // No helper can join any more. The count's fall to zero is the last thing that a helper does to
   // the job.
-  if (SpinUntil([&] { return job.helpers.load(std::memory_order_acquire) == 0; })) return;
-  MutexLock lock(state_->mu);
-  job.caller_parked = true;
-  while (job.helpers.load(std::memory_order_acquire) != 0) state_->done.Wait(state_->mu);
+  const auto alone = [&] { return job.helpers.load(std::memory_order_acquire) == 0; };
+  if (state_->SpinUntil(alone, kSpin)) return;
+  const Clock::time_point start = Clock::now();
+  {
+    MutexLock lock(state_->mu);
+    job.caller_parked = true;
+    while (!alone()) state_->done.Wait(state_->mu);
+  }
+  const Clock::time_point end = Clock::now();
+  if (end - start > kNotWorking) state_->NoteDisturbance(end);
 }
 
 }  // namespace switchyard
