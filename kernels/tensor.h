@@ -89,8 +89,9 @@ struct Tensor {
 class Buffer {
  public:
   // When its pages are taken from the system, which costs 0.1 ms for 1 MB: as they are first
-  // written, or at once.
+  // written, or at once. Large ones always wait: what is computed in them takes far longer.
   enum class Pages : uint8_t { kWhenWritten, kNow };
+  static constexpr size_t kMaxPagesNow = size_t{32} << 20;
 
   Buffer() = default;
   explicit Buffer(size_t bytes, Pages pages = Pages::kWhenWritten) : bytes_(bytes) {
@@ -104,7 +105,7 @@ class Buffer {
     // Only whole huge pages, so that no more memory is used than asked for. A refusal costs speed
     // alone.
     if (huge) (void)madvise(data_.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-    if (pages == Pages::kNow) std::memset(data, 0, bytes);
+    if (pages == Pages::kNow && bytes <= kMaxPagesNow) std::memset(data, 0, bytes);
   }
   std::byte* data() const { return static_cast<std::byte*>(data_.get()); }
   size_t bytes() const { return bytes_; }
