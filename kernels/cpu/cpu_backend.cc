@@ -71,7 +71,7 @@ ScratchBytes CpuBackend::MaxScratch(const ScratchLimits& limits) const {
 }
 
 PackedMatrix CpuBackend::Pack(const Tensor& weight, const WeightFormat& format) {
-  return PackPanels(pool_, std::array{weight}, format);
+  return PackPanels(*kernels_, pool_, std::array{weight}, format);
 }
 
 PackedMatrix CpuBackend::Pack(const QuantizedTensor& weight) {
@@ -82,8 +82,8 @@ MlpWeights CpuBackend::PackMlp(const Tensor& gate, const Tensor& up, const Tenso
                                const WeightFormat& format) {
   SY_CHECK_EQ(down.dim(1), gate.dim(0));
   SY_CHECK_EQ(down.dim(0), gate.dim(1));
-  return {.gate_up = PackPanels(pool_, std::array{gate, up}, format),
-          .down = PackPanels(pool_, std::array{down}, format),
+  return {.gate_up = PackPanels(*kernels_, pool_, std::array{gate, up}, format),
+          .down = PackPanels(*kernels_, pool_, std::array{down}, format),
           .width = gate.dim(0)};
 }
 

@@ -11,6 +11,10 @@ namespace switchyard::SY_CPU_PATH {
 size_t PackedRowBytes(int64_t k, WeightFormat format);
 void PackRows(const cpu::PackRowsItem& item);
 
+// quantize_kernel.cc
+void QuantizeWeights(const float* w, int64_t count, WeightType type, uint16_t* halves,
+                     uint8_t* codes);
+
 // matmul_kernel.cc
 int PanelsForRows(int64_t rows);
 void Matmul(const cpu::MatmulItem& item);

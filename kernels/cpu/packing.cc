@@ -5,8 +5,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/quantize.h"
+#include "kernels/cpu/half.h"
 
 namespace switchyard::cpu {
 namespace {
@@ -62,16 +61,14 @@ class QuantizedPanel {
     return reinterpret_cast<uint8_t*>(Group(k)) + ZerosOffset(panel_.width) +
            panel_.at * kPanelColumns;
   }
-  // `from` are the codes of inputs k0, … of one column.
-  void Put(int64_t column, int64_t k0, std::span<const uint8_t> from) const {
-    for (size_t i = 0; i < from.size(); ++i) {
-      const int64_t k = k0 + static_cast<int64_t>(i);
-      uint8_t* code = Step(k) + column * 4 + k % 4;
-      if (format_.type == WeightType::kInt8) {
-        *code = from[i];
-      } else {
-        *code |= static_cast<uint8_t>((from[i] & 15) << (k % 8 < 4 ? 0 : 4));
-      }
+  // The codes of input k, one per column.
+  void PutInput(int64_t k, const uint8_t* codes) const {
+    uint8_t* out = Step(k) + k % 4;
+    const bool is_int8 = format_.type == WeightType::kInt8;
+    const int shift = is_int8 || k % 8 < 4 ? 0 : 4;
+    for (int64_t j = 0; j < panel_.columns; ++j) {
+      out[4 * j] = static_cast<uint8_t>(
+          is_int8 ? codes[j] : out[4 * j] | static_cast<uint8_t>((codes[j] & 15) << shift));
     }
   }
 
@@ -100,26 +97,35 @@ class QuantizedPanel {
 };
 
 template <typename T>
-void QuantizeColumns(const T* w, int64_t k, const QuantizedPanel& panel) {
-  std::array<float, kActGroup> weights;
-  std::array<uint8_t, kActGroup> codes;
-  for (int64_t j = 0; j < panel.columns(); ++j, w += k) {
-    for (int64_t k0 = 0; k0 < k; k0 += panel.format().group) {
-      const size_t count = static_cast<size_t>(std::min<int64_t>(panel.format().group, k - k0));
-      for (size_t i = 0; i < count; ++i) weights[i] = ToFloat(w[k0 + static_cast<int64_t>(i)]);
-      panel.Scales(k0)[j] =
-          QuantizeGroup({weights.data(), count}, panel.format().type, codes.data());
-      panel.Put(j, k0, {codes.data(), count});
+void QuantizeColumns(const KernelTable& kernels, const T* w, int64_t k,
+                     const QuantizedPanel& panel) {
+  alignas(64) std::array<float, kActGroup * kPanelColumns> weights{};  // [input][column]
+  std::array<uint8_t, kActGroup * kPanelColumns> codes;
+  std::array<uint16_t, kPanelColumns> scales;
+  for (int64_t k0 = 0; k0 < k; k0 += panel.format().group) {
+    const int64_t count = std::min<int64_t>(panel.format().group, k - k0);
+    for (int64_t j = 0; j < panel.columns(); ++j) {
+      const T* column = w + j * k + k0;
+      for (int64_t i = 0; i < count; ++i)
+        weights[static_cast<size_t>(i * kPanelColumns + j)] = ToFloat(column[i]);
     }
+    kernels.quantize_weights(weights.data(), count, panel.format().type, scales.data(),
+                             codes.data());
+    std::copy_n(scales.data(), panel.columns(), panel.Scales(k0));
+    for (int64_t i = 0; i < count; ++i) panel.PutInput(k0 + i, codes.data() + i * kPanelColumns);
   }
 }
 
 void CopyColumns(const QuantizedTensor& w, int64_t first, const QuantizedPanel& panel) {
   const int64_t source_group = std::min<int64_t>(w.format.group, w.k);
   const int64_t source_groups = CeilDiv(w.k, source_group);
+  std::array<uint8_t, kPanelColumns> codes{};
+  for (int64_t k = 0; k < w.k; ++k) {
+    for (int64_t j = 0; j < panel.columns(); ++j)
+      codes[static_cast<size_t>(j)] = w.codes[static_cast<size_t>((first + j) * w.k + k)];
+    panel.PutInput(k, codes.data());
+  }
   for (int64_t j = 0; j < panel.columns(); ++j) {
-    panel.Put(j, 0,
-              w.codes.subspan(static_cast<size_t>((first + j) * w.k), static_cast<size_t>(w.k)));
     for (int64_t k0 = 0; k0 < w.k; k0 += panel.format().group) {
       const size_t from = static_cast<size_t>((first + j) * source_groups + k0 / source_group);
       panel.Scales(k0)[j] = HalfFromFloat(w.scales[from]);
@@ -173,8 +179,8 @@ PackedMatrix MakePanels(int64_t n, int64_t k, const WeightFormat& format, int64_
   return packed;
 }
 
-PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources,
-                        const WeightFormat& format) {
+PackedMatrix PackPanels(const KernelTable& kernels, ThreadPool* pool,
+                        std::span<const Tensor> sources, const WeightFormat& format) {
   const Tensor& first = sources.front();
   for (const Tensor& t : sources) {
     SY_CHECK_EQ(t.ndim, 2);
@@ -194,9 +200,9 @@ PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources,
     if (IsQuantized(format)) {
       const QuantizedPanel out(panel, k, format);
       if (is_bf16) {
-        QuantizeColumns(t.as<bf16>() + column * k, k, out);
+        QuantizeColumns(kernels, t.as<bf16>() + column * k, k, out);
       } else {
-        QuantizeColumns(t.as<float>() + column * k, k, out);
+        QuantizeColumns(kernels, t.as<float>() + column * k, k, out);
       }
     } else if (is_bf16) {
       PackBf16(t.as<bf16>() + column * k, panel, k);

@@ -6,13 +6,14 @@
 #include <span>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/kernel_table.h"
 #include "kernels/thread_pool.h"
 
 namespace switchyard::cpu {
 
 // REQUIRES: equal shapes and types; kF32 and kBF16: that type. Quantises for the other formats.
-PackedMatrix PackPanels(ThreadPool* pool, std::span<const Tensor> sources,
-                        const WeightFormat& format);
+PackedMatrix PackPanels(const KernelTable& kernels, ThreadPool* pool,
+                        std::span<const Tensor> sources, const WeightFormat& format);
 // REQUIRES: equal shapes and formats.
 PackedMatrix PackPanels(ThreadPool* pool, std::span<const QuantizedTensor> sources);
 

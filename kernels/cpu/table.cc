@@ -10,6 +10,7 @@ constexpr cpu::KernelTable kTable = {
     .packed_row_bytes = PackedRowBytes,
     .panels_for_rows = PanelsForRows,
     .pack_rows = PackRows,
+    .quantize_weights = QuantizeWeights,
     .matmul = Matmul,
     .mlp_up = MlpUp,
     .attention = Attention,
