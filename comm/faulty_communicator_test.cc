@@ -26,16 +26,19 @@ Communicators Wrap(Communicators inner, const FaultPlan& plan_of_rank_0) {
 // Without faults it is a communicator like any other; a plan that changes nothing too.
 const FaultPlan kHarmless{.on_send = [](const SendOp&) { return SendFault{}; }};
 
-INSTANTIATE_TEST_SUITE_P(
-    Faulty, CommunicatorConformance,
-    testing::Values(CommunicatorMaker{"in_process",
-                                      [](int32_t size) {
-                                        return Wrap(MakeInProcessCommunicators(size, Pool()), kHarmless);
-                                      }},
-                    CommunicatorMaker{
-                        "network",
-                        [](int32_t size) { return Wrap(MakeNetworkRanks(size), kHarmless); }}),
-    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Faulty, CommunicatorConformance,
+                         testing::Values(CommunicatorMaker{"in_process",
+                                                           [](int32_t size) {
+                                                             return Wrap(MakeInProcessCommunicators(
+                                                                             size, Pool()),
+                                                                         kHarmless);
+                                                           }},
+                                         CommunicatorMaker{"network",
+                                                           [](int32_t size) {
+                                                             return Wrap(MakeNetworkRanks(size),
+                                                                         kHarmless);
+                                                           }}),
+                         [](const auto& info) { return info.param.name; });
 
 class Faults : public testing::TestWithParam<CommunicatorMaker> {
  protected:
@@ -97,7 +100,9 @@ TEST_P(Faults, ASlowPeerIsOnlySlow) {
 INSTANTIATE_TEST_SUITE_P(
     Over, Faults,
     testing::Values(CommunicatorMaker{"in_process",
-                                      [](int32_t n) { return MakeInProcessCommunicators(n, Pool()); }},
+                                      [](int32_t n) {
+                                        return MakeInProcessCommunicators(n, Pool());
+                                      }},
                     CommunicatorMaker{"network", [](int32_t n) { return MakeNetworkRanks(n); }}),
     [](const auto& info) { return info.param.name; });
 

@@ -19,8 +19,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kMaxCallers = 64;
 constexpr std::chrono::microseconds kSpin(30);
 // A thread that did not get to look at the clock for the first of these, or to end its item for the
-// second, was not running: others compute on these cores. For a while threads then spin shortly, as a
-// third of the speed would be lost.
+// second, was not running: others compute on these cores. For a while threads then spin shortly, as
+// a third of the speed would be lost.
 constexpr std::chrono::microseconds kNotPolling(100);
 constexpr std::chrono::microseconds kNotWorking(500);
 constexpr std::chrono::milliseconds kDisturbed(300);
@@ -184,9 +184,7 @@ struct ThreadPool::State {
         Leave(job);
         continue;
       }
-      const auto news = [&] {
-        return ready() || posted.load(std::memory_order_relaxed) != *seen;
-      };
+      const auto news = [&] { return ready() || posted.load(std::memory_order_relaxed) != *seen; };
       if (is_owner && SpinUntil(news, kCrowdedSpin)) continue;
       *crowded = false;
       SpinUntil([&] { return news() || (*crowded = Crowded()); }, kSpin);

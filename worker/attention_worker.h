@@ -44,9 +44,8 @@ class AttentionWorker {
         on_failure;  // before the result that carries the error
   };
 
-  // Starts the thread. The communicator is this rank's. `pool`, `kv` and `communicator` must outlive
-  // it.
-  // REQUIRES: options.limits.num_blocks blocks in `kv`.
+  // Starts the thread. The communicator is this rank's. `pool`, `kv` and `communicator` must
+  // outlive it. REQUIRES: options.limits.num_blocks blocks in `kv`.
   AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                   std::shared_ptr<const AttentionWeights> weights,
                   std::shared_ptr<const ExpertPlacement> placement,

@@ -204,13 +204,13 @@ void Decoder::Attention(int64_t layer, const MicroBatch& micro) {
   const Tensor normed = normed_.View(act_, {rows, config_.hidden_size});
   backend_->Matmul(
       normed,
-      std::array{ComputeBackend::Product{&weights.q, weights.q_bias.data(),
-                                         q_.View(DType::kF32, {rows, a.num_heads * a.head_dim})},
-                 ComputeBackend::Product{&weights.k, weights.k_bias.data(),
-                                         k_.View(DType::kF32, {rows, a.num_kv_heads * a.head_dim})},
-                 ComputeBackend::Product{
-                     &weights.v, weights.v_bias.data(),
-                     v_.View(DType::kF32, {rows, a.num_kv_heads * a.head_dim})}});
+      std::array{
+          ComputeBackend::Product{&weights.q, weights.q_bias.data(),
+                                  q_.View(DType::kF32, {rows, a.num_heads * a.head_dim})},
+          ComputeBackend::Product{&weights.k, weights.k_bias.data(),
+                                  k_.View(DType::kF32, {rows, a.num_kv_heads * a.head_dim})},
+          ComputeBackend::Product{&weights.v, weights.v_bias.data(),
+                                  v_.View(DType::kF32, {rows, a.num_kv_heads * a.head_dim})}});
 
   const Tensor q = q_.View(DType::kF32, {rows, a.num_heads, a.head_dim});
   const Tensor k = k_.View(DType::kF32, {rows, a.num_kv_heads, a.head_dim});

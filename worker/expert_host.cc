@@ -82,14 +82,14 @@ class ExpertHost final : public RoleHost {
     std::vector<std::unique_ptr<ExpertRank>> ranks;
     ranks.push_back(std::make_unique<ExpertRank>(
         ExpertRankOptions{.expert_rank = expert_rank,
-                            .num_moe_layers = context_.model->info.num_moe_layers,
-                            .hidden = context_.model->config.hidden_size,
-                            .expert_width = context_.model->config.moe.expert_width,
-                            .slot_formats = SlotFormats(*context_.model),
-                            .exchange = MakeExchangeShape(*context_.model, max_rows_),
-                            .ranks = epoch.ranks,
-                            .planner = epoch.planner,
-                            .counters = counters_},
+                          .num_moe_layers = context_.model->info.num_moe_layers,
+                          .hidden = context_.model->config.hidden_size,
+                          .expert_width = context_.model->config.moe.expert_width,
+                          .slot_formats = SlotFormats(*context_.model),
+                          .exchange = MakeExchangeShape(*context_.model, max_rows_),
+                          .ranks = epoch.ranks,
+                          .planner = epoch.planner,
+                          .counters = counters_},
         *std::move(weights), epoch.placement, MakeBackend(), context_.pool, communicator));
     worker_ = std::make_unique<ExpertWorker>(std::move(ranks), context_.pool,
                                              std::move(callbacks.on_failure));

@@ -67,7 +67,7 @@ int64_t ExpertRank::BufferBytes(const ExchangeShape& shape, const CellRanks& ran
 }
 
 ScratchLimits ExpertRank::MaxCalls(const ExchangeShape& shape, DType act, int64_t hidden,
-                                     int64_t width) {
+                                   int64_t width) {
   return {.act = act, .mlp_rows = MaxCopies(shape), .mlp_hidden = hidden, .mlp_width = width};
 }
 
@@ -105,8 +105,7 @@ absl::Status ExpertRank::Answer(const ExchangeKey& key) {
   return At(key.layer, key.step->step, status);
 }
 
-absl::Status ExpertRank::StartReceives(const StepHeader& step, int32_t layer,
-                                         int32_t micro_batch) {
+absl::Status ExpertRank::StartReceives(const StepHeader& step, int32_t layer, int32_t micro_batch) {
   Incoming& incoming = incoming_[static_cast<size_t>(micro_batch)];
   incoming.recvs.clear();
   for (int32_t participant : step.participants) {
@@ -234,8 +233,8 @@ void ExpertRank::FindGroups(int32_t layer) {
           mlp->gate_up.storage.bytes() + mlp->down.storage.bytes(), std::memory_order_relaxed);
     }
     (late ? late_groups_ : groups_).push_back({mlp, group.begin, group.end});
-    counters.weight_bytes_read.fetch_add(
-        mlp->gate_up.storage.bytes() + mlp->down.storage.bytes(), std::memory_order_relaxed);
+    counters.weight_bytes_read.fetch_add(mlp->gate_up.storage.bytes() + mlp->down.storage.bytes(),
+                                         std::memory_order_relaxed);
     const size_t load =
         static_cast<size_t>(layer) * static_cast<size_t>(options_.exchange.num_experts) + expert;
     counters.expert_copies[load].fetch_add(static_cast<uint64_t>(group.end - group.begin),

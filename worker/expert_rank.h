@@ -43,8 +43,7 @@ class ExpertRank {
   // `pool` and `communicator` must outlive it.
   ExpertRank(const ExpertRankOptions& options, std::shared_ptr<const ExpertWeights> weights,
              std::shared_ptr<const ExpertPlacement> placement,
-             std::unique_ptr<ComputeBackend> backend, ThreadPool* pool,
-             Communicator* communicator);
+             std::unique_ptr<ComputeBackend> backend, ThreadPool* pool, Communicator* communicator);
 
   static int64_t BufferBytes(const ExchangeShape& shape, const CellRanks& ranks);
   // The largest calls that it makes of its back end. `width`: of the widest expert.

@@ -43,21 +43,22 @@ class ExpertWorkerTest : public testing::Test {
     std::vector<std::unique_ptr<ExpertRank>> ranks;
     ranks.push_back(std::make_unique<ExpertRank>(
         ExpertRankOptions{.expert_rank = 0,
-                            .num_moe_layers = 1,
-                            .hidden = kHidden,
-                            .slot_formats = {},
-                            .exchange = kShape,
-                            .ranks = {.num_attention = 1, .num_experts = 1},
-                            .planner = {},
-                            .counters = std::make_shared<WorkerCounters>(kExperts)},
+                          .num_moe_layers = 1,
+                          .hidden = kHidden,
+                          .slot_formats = {},
+                          .exchange = kShape,
+                          .ranks = {.num_attention = 1, .num_experts = 1},
+                          .planner = {},
+                          .counters = std::make_shared<WorkerCounters>(kExperts)},
         weights, placement_, std::move(backend), &pool_, communicators_[1].get()));
-    worker_ = std::make_unique<ExpertWorker>(
-        std::move(ranks), &pool_, [this](const absl::Status& status) {
-          MutexLock lock(mu_);
-          failure_ = status;
-          for (auto& communicator : communicators_) communicator->Abort(status);
-          changed_.NotifyAll();
-        });
+    worker_ = std::make_unique<ExpertWorker>(std::move(ranks), &pool_,
+                                             [this](const absl::Status& status) {
+                                               MutexLock lock(mu_);
+                                               failure_ = status;
+                                               for (auto& communicator : communicators_)
+                                                 communicator->Abort(status);
+                                               changed_.NotifyAll();
+                                             });
     rows_.fill(1.0f);
     step_.step = 7;
     step_.participants = {0};

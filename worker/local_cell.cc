@@ -214,8 +214,8 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
   placement_ = parts->placement;
   attention_weights_ = parts->attention_weights;
   expert_weights_ = parts->expert_weights;
-  communicators_ = MakeInProcessCommunicators(
-      parts->ranks.num_attention + parts->ranks.num_experts, pool_.get());
+  communicators_ = MakeInProcessCommunicators(parts->ranks.num_attention + parts->ranks.num_experts,
+                                              pool_.get());
   const int64_t hidden = parts->model.config.hidden_size;
   const ExchangeShape shape = MakeExchangeShape(parts->model, options.max_num_batched_tokens);
   const auto fail = [this](const absl::Status& reason) { Fail(reason); };
@@ -226,14 +226,14 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
         static_cast<size_t>(info_.num_moe_layers) * static_cast<size_t>(info_.num_experts)));
     expert_ranks.push_back(std::make_unique<ExpertRank>(
         ExpertRankOptions{.expert_rank = e,
-                            .num_moe_layers = info_.num_moe_layers,
-                            .hidden = hidden,
-                            .expert_width = parts->model.config.moe.expert_width,
-                            .slot_formats = SlotFormats(parts->model),
-                            .exchange = shape,
-                            .ranks = parts->ranks,
-                            .planner = planner,
-                            .counters = expert_counters_.back()},
+                          .num_moe_layers = info_.num_moe_layers,
+                          .hidden = hidden,
+                          .expert_width = parts->model.config.moe.expert_width,
+                          .slot_formats = SlotFormats(parts->model),
+                          .exchange = shape,
+                          .ranks = parts->ranks,
+                          .planner = planner,
+                          .counters = expert_counters_.back()},
         parts->expert_weights[static_cast<size_t>(e)], parts->placement,
         std::move(parts->backends[rank]), pool_.get(), communicators_[rank].get()));
   }
@@ -257,8 +257,7 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                .counters = counters_.back(),
                                .recorder = recorder_.get()},
         parts->model.config, parts->attention_weights, parts->placement,
-        std::move(parts->backends[rank]), pool_.get(), kv_.back().get(),
-        communicators_[rank].get(),
+        std::move(parts->backends[rank]), pool_.get(), kv_.back().get(), communicators_[rank].get(),
         AttentionWorker::Callbacks{
             .on_result = [this](StepResult result) { on_result_(std::move(result)); },
             .on_failure = fail}));

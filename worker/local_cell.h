@@ -1,9 +1,9 @@
 // LocalCell: attention and expert workers of one process as separate ranks, joined by an in-process
-// communicator: each attention worker has a thread of its own, all expert workers share one. It loads the checkpoint, decides the memory, and hands
-// step plans to the workers. Create may block for minutes (loading); Execute may be called from one
-// thread at a time and only enqueues. A failure of any worker ends the cell: every step under way
-// and every later one is answered with an error. The destructor ends all waits and joins all
-// threads.
+// communicator: each attention worker has a thread of its own, all expert workers share one. It
+// loads the checkpoint, decides the memory, and hands step plans to the workers. Create may block
+// for minutes (loading); Execute may be called from one thread at a time and only enqueues. A
+// failure of any worker ends the cell: every step under way and every later one is answered with an
+// error. The destructor ends all waits and joins all threads.
 #pragma once
 
 #include <atomic>

@@ -297,8 +297,8 @@ absl::Status RoleSession::OnInstall(ControlStream* stream, const v1::Install& in
         data_plane_->Join(parsed->group, Clock::now() + kJoinTimeout);
     status = joined.status();
     if (status.ok()) {
-      communicator_ = std::make_unique<WaitingCommunicator>(*std::move(joined), options_.pool,
-                                                              &figures_);
+      communicator_ =
+          std::make_unique<WaitingCommunicator>(*std::move(joined), options_.pool, &figures_);
       status = host_->Begin(*parsed, communicator_.get(),
                             {.on_result =
                                  [stream](StepResult result) {

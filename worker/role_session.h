@@ -40,7 +40,7 @@ struct RoleSessionOptions {
   std::string data_host = "127.0.0.1";
   ModelInfo model;
   ThreadPool* pool = nullptr;  // the process's; must outlive the session
-  v1::Register registration;                                 // what all roles of a process share
+  v1::Register registration;   // what all roles of a process share
   std::function<void(const RegisteredRole&)> on_registered;  // at every registration
   std::function<void()> on_end;                              // once, when result() is there
 };

@@ -126,15 +126,14 @@ void CpuBackend::PlanMlp(std::span<const MlpGroup> groups, int64_t hidden) {
 
   tasks_.Reset(2 * static_cast<int32_t>(groups.size()));
   for (size_t b = 0; b < blocks_.size(); ++b) {
-    tasks_.Add({.kind = kPackRows, .index = static_cast<int32_t>(b), .serves = 2 * blocks_[b].group});
+    tasks_.Add(
+        {.kind = kPackRows, .index = static_cast<int32_t>(b), .serves = 2 * blocks_[b].group});
   }
   size_t up = 0, down = 0;
   for (int32_t g = 0; g <= static_cast<int32_t>(groups.size()); ++g) {
     for (; up < up_items_.size() && up_items_[up].group == g; ++up) {
-      tasks_.Add({.kind = kUp,
-                  .index = static_cast<int32_t>(up),
-                  .needs = 2 * g,
-                  .serves = 2 * g + 1});
+      tasks_.Add(
+          {.kind = kUp, .index = static_cast<int32_t>(up), .needs = 2 * g, .serves = 2 * g + 1});
     }
     for (; down < items_.size() && items_[down].group < g; ++down) {
       tasks_.Add({.kind = kDown,

@@ -163,9 +163,9 @@ struct KernelTable {
   int (*panels_for_rows)(int64_t rows);
   void (*pack_rows)(const PackRowsItem&);
   // w [count][16]: `count` inputs of 16 columns, those that share a scale; codes the same shape, so
-  // that weight = scale * (code - zero), zero = 128 (kInt8) or 8 (kInt4); halves [16]: the scales as
-  // float16 bits, NaN (and codes 0) where a weight is not finite. kInt8: max |w| / 127. kInt4: the
-  // one of several scales around max |w| / 8 with the least sum of squared errors; it may be
+  // that weight = scale * (code - zero), zero = 128 (kInt8) or 8 (kInt4); halves [16]: the scales
+  // as float16 bits, NaN (and codes 0) where a weight is not finite. kInt8: max |w| / 127. kInt4:
+  // the one of several scales around max |w| / 8 with the least sum of squared errors; it may be
   // negative, so that the largest weight has the code 0.
   void (*quantize_weights)(const float* w, int64_t count, WeightType type, uint16_t* halves,
                            uint8_t* codes);

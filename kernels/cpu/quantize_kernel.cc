@@ -1,5 +1,5 @@
-// Quantisation of weights when a matrix is packed. A lane is a column, and a column's sums run along
-// its inputs: every path gives the same bytes.
+// Quantisation of weights when a matrix is packed. A lane is a column, and a column's sums run
+// along its inputs: every path gives the same bytes.
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/kernels.h"
 
