@@ -18,11 +18,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxCallers = 64;
 constexpr std::chrono::microseconds kSpin(30);
-// A thread that did not get to look at the clock for the first of these, or to end its item for the
-// second, was not running: others compute on these cores. For a while threads then spin shortly, as
-// a third of the speed would be lost.
+// A thread that did not get to look at the clock for so long was not running: others compute on
+// these cores. For a while threads then spin shortly, as a third of the speed would be lost.
 constexpr std::chrono::microseconds kNotPolling(100);
-constexpr std::chrono::microseconds kNotWorking(500);
 constexpr std::chrono::milliseconds kDisturbed(300);
 constexpr std::chrono::microseconds kDisturbedSpin(3);
 // So long an owner spins even where enough others are awake: they may be about to sleep.
@@ -352,14 +350,9 @@ void ThreadPool::ParallelFor(int64_t n, const std::function<void(int64_t)>& fn) 
   // the job.
   const auto alone = [&] { return job.helpers.load(std::memory_order_acquire) == 0; };
   if (state_->SpinUntil(alone, kSpin)) return;
-  const Clock::time_point start = Clock::now();
-  {
-    MutexLock lock(state_->mu);
-    job.caller_parked = true;
-    while (!alone()) state_->done.Wait(state_->mu);
-  }
-  const Clock::time_point end = Clock::now();
-  if (end - start > kNotWorking) state_->NoteDisturbance(end);
+  MutexLock lock(state_->mu);
+  job.caller_parked = true;
+  while (!alone()) state_->done.Wait(state_->mu);
 }
 
 }  // namespace switchyard

@@ -154,7 +154,14 @@ void BatchRun::AddWork(BenchSequence& s, int32_t count, bool sample, std::vector
   s.computed += count;
 }
 
+BatchRun::~BatchRun() {
+  while (!flights_.empty()) (void)Collect();  // an error: nobody asks any more
+}
+
 absl::Status BatchRun::Send(std::vector<StepPlan> plans) {
+  if (flights_.size() == kMaxFlights) {
+    if (absl::Status status = Collect(); !status.ok()) return status;
+  }
   CountAttention(plans);
   StepHeader header{.epoch = 0, .step = ++step_, .participants = {}};
   for (size_t w = 0; w < plans.size(); ++w) {
@@ -168,12 +175,12 @@ absl::Status BatchRun::Send(std::vector<StepPlan> plans) {
     cell_->Execute(w, std::move(plans[static_cast<size_t>(w)]));
   }
   flights_.push_back({.step = step_, .results = header.participants.size()});
-  return flights_.size() > kMaxFlights ? Collect() : absl::OkStatus();
+  return absl::OkStatus();
 }
 
 absl::Status BatchRun::Collect() {
-  Flight& flight = flights_.front();
-  while (flight.results > 0) {
+  absl::Status status;
+  for (Flight& flight = flights_.front(); flight.results > 0; --flight.results) {
     StepResult result;
     {
       MutexLock lock(mu_);
@@ -184,14 +191,13 @@ absl::Status BatchRun::Collect() {
       result = std::move(*found);
       results_.erase(found);
     }
-    --flight.results;
-    if (!result.error.empty()) return absl::InternalError(result.error);
+    if (!result.error.empty()) status.Update(absl::InternalError(result.error));
     for (const SequenceResult& r : result.results) {
-      if (!r.finite) return absl::InternalError("the model's logits are not finite");
+      if (!r.finite) status.Update(absl::InternalError("the model's logits are not finite"));
     }
   }
   flights_.pop_front();
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status BatchRun::CollectAll() {

@@ -19,8 +19,11 @@ namespace switchyard {
 // Blocks are given out from zero, so batches follow one another in the cell.
 class BatchRun {
  public:
-  // Takes the cell's result callback. The cell must outlive the last call.
+  // Takes the cell's result callback. The cell must outlive it, and run no step after it.
   BatchRun(LocalCell* cell, int32_t max_rows);
+  ~BatchRun();  // waits for the steps in flight
+  BatchRun(const BatchRun&) = delete;
+  BatchRun& operator=(const BatchRun&) = delete;
 
   // Forgets the batch before; its sequences end with the next step.
   void Start(int batch, int prompt_tokens, std::mt19937_64& random);
