@@ -1,5 +1,5 @@
 // ComputeBackend: the maths of a decoder, each op declared and checked once; CPU now, CUDA as a
-// faster equal. One backend belongs to one worker and is used by that worker's owner thread only.
+// faster equal. One backend belongs to one rank and is used by that rank's owner thread only.
 // Ops are enqueued in call order and are done after Synchronize(); on the CPU each call returns
 // when it is done. No op knows models, requests or ranks.
 //

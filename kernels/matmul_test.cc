@@ -55,6 +55,37 @@ TEST_P(MatmulTest, RandomShapes) {
   }
 }
 
+// Several products of one input, of weights in different formats, are those of one call each.
+TEST_P(MatmulTest, ProductsOfOneInput) {
+  Random random(5);
+  constexpr int64_t kInputs = 140;
+  for (int64_t rows : {1, 9, 40}) {
+    const PooledBackend backend = MakeBackend(GetParam(), 2);
+    const Guarded x = random.Normal(DType::kBF16, {rows, kInputs});
+    const Guarded bias = random.Normal(DType::kF32, {100});
+    std::vector<PackedMatrix> packed;
+    std::vector<Guarded> outs, wants;
+    const WeightFormat bf16_weights = FormatOf(DType::kBF16);
+    const std::pair<int64_t, WeightFormat> matrices[] = {{100, bf16_weights}, {17, bf16_weights},
+                                                         {40, kInt8Weights},  {33, kInt4Weights},
+                                                         {100, kInt4Weights}, {5, bf16_weights}};
+    for (const auto& [n, format] : matrices) {
+      packed.push_back(backend->Pack(random.Normal(DType::kBF16, {n, kInputs}).t(), format));
+      outs.emplace_back(DType::kF32, std::initializer_list<int64_t>{rows, n});
+      wants.emplace_back(DType::kF32, std::initializer_list<int64_t>{rows, n});
+    }
+    std::vector<ComputeBackend::Product> products;
+    for (size_t i = 0; i < packed.size(); ++i) {
+      const float* b = packed[i].n == 100 ? bias.t().as<float>() : nullptr;
+      products.push_back({.w = &packed[i], .bias = b, .out = outs[i].t()});
+      backend->Matmul(x.t(), packed[i], b, wants[i].t());
+    }
+    backend->Matmul(x.t(), products);
+    for (size_t i = 0; i < packed.size(); ++i)
+      EXPECT_TRUE(SameRows(wants[i].t(), 0, rows, outs[i].t(), 0)) << "product " << i;
+  }
+}
+
 TEST_P(MatmulTest, RowsDoNotDependOnTheBatchOrThreads) {
   Random random(2);
   constexpr int64_t kRows = 33;

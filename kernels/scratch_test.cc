@@ -83,6 +83,29 @@ TEST_P(ScratchTest, NothingGrowsBeyondTheBound) {
   }
 }
 
+TEST_P(ScratchTest, NothingGrowsOnceReserved) {
+  Random random(3);
+  const ScratchLimits l = {.act = DType::kBF16,
+                           .matmul_rows = 70,
+                           .matmul_k = 300,
+                           .mlp_rows = 90,
+                           .mlp_hidden = 200,
+                           .mlp_width = 100,
+                           .attention_rows = 20,
+                           .num_heads = 8,
+                           .num_kv_heads = 2,
+                           .head_dim = 16,
+                           .max_positions = 900};
+  const PooledBackend backend = MakeBackend(GetParam(), 3);
+  backend->Reserve(l);
+  const size_t reserved = Held(backend);
+  EXPECT_EQ(static_cast<int64_t>(reserved), backend->MaxScratch(l).backend);
+  Matmul(*backend.backend, random, l);
+  Mlp(*backend.backend, random, l);
+  Attention(*backend.backend, random, l);
+  EXPECT_EQ(Held(backend), reserved);
+}
+
 TEST_P(ScratchTest, TheBoundOfGroupedRowsIsTight) {
   Random random(1);
   const ScratchLimits l = {

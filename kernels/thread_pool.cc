@@ -165,10 +165,10 @@ struct ThreadPool::State {
   bool Crowded() const { return awake.load(std::memory_order_relaxed) > max_awake; }
 
   // Works for callers until `ready` holds (true) or until the thread should sleep: nobody had work
-  // for the time of a spin, or too many are awake (`crowded`). `seen` is the value of `posted`
-  // whose jobs were looked at last.
-  template <typename Ready>
-  bool Serve(const Ready& ready, bool is_owner, uint64_t* seen, bool* crowded) {
+  // for the time of a spin, too many are awake (`crowded`), or it is late. `seen` is the value of
+  // `posted` whose jobs were looked at last.
+  template <typename Ready, typename Late>
+  bool Serve(const Ready& ready, const Late& late, bool is_owner, uint64_t* seen, bool* crowded) {
     while (!ready()) {
       Job* job = nullptr;
       {
@@ -180,6 +180,7 @@ struct ThreadPool::State {
       if (job != nullptr) {
         job->Work(ready);
         Leave(job);
+        if (late()) return false;
         continue;
       }
       const auto news = [&] { return ready() || posted.load(std::memory_order_relaxed) != *seen; };
@@ -194,10 +195,14 @@ struct ThreadPool::State {
   // As ThreadPool::Await; the thread counts as awake.
   template <typename Ready>
   bool Await(const void* key, const Ready& ready, Clock::time_point deadline) {
+    const auto late = [&] {
+      return deadline != Clock::time_point::max() && Clock::now() >= deadline;
+    };
     for (;;) {
       uint64_t seen = 0;
       bool crowded = false;
-      if (Serve(ready, key != nullptr, &seen, &crowded)) return true;
+      if (Serve(ready, late, key != nullptr, &seen, &crowded)) return true;
+      if (late()) return ready();
       MutexLock lock(mu);
       if (ready()) return true;
       if (posted.load(std::memory_order_relaxed) != seen) continue;
@@ -213,7 +218,6 @@ struct ThreadPool::State {
         }
       }
       unused.push_back(self);
-      if (Clock::now() >= deadline) return ready();
     }
   }
 
@@ -279,6 +283,7 @@ ThreadPool::~ThreadPool() {
     state_->stop.store(true, std::memory_order_relaxed);
     while (!state_->asleep.empty()) {
       Sleeper* const sleeper = state_->asleep.back();
+      SY_CHECK(sleeper->key == nullptr);  // a helper
       state_->Rouse(sleeper);
       sleeper->changed.NotifyOne();
     }
@@ -316,6 +321,7 @@ bool ThreadPool::Await(const void* key, const std::function<bool()>& ready,
 }
 
 void ThreadPool::Wake(const void* key) {
+  SY_CHECK(key != nullptr);
   for (;;) {
     Sleeper* sleeper = nullptr;
     {
@@ -352,7 +358,9 @@ void ThreadPool::ParallelFor(int64_t n, const std::function<void(int64_t)>& fn) 
   if (state_->SpinUntil(alone, kSpin)) return;
   MutexLock lock(state_->mu);
   job.caller_parked = true;
+  state_->awake.fetch_sub(1, std::memory_order_relaxed);
   while (!alone()) state_->done.Wait(state_->mu);
+  state_->awake.fetch_add(1, std::memory_order_relaxed);
 }
 
 }  // namespace switchyard

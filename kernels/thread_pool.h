@@ -17,7 +17,7 @@ namespace switchyard {
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
-  ~ThreadPool();
+  ~ThreadPool();  // REQUIRES: nobody is in ParallelFor or Await
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -27,7 +27,8 @@ class ThreadPool {
 
   // Blocks until `ready` holds or the deadline has passed; returns what `ready` said last. `ready`
   // is polled, also under the pool's lock: it must not block. Whoever makes it hold calls Wake with
-  // the same key afterwards, any address that both know.
+  // the same key afterwards, any address that both know. An item that it has begun for somebody may
+  // end after the deadline.
   bool Await(const void* key, const std::function<bool()>& ready,
              std::chrono::steady_clock::time_point deadline =
                  std::chrono::steady_clock::time_point::max());

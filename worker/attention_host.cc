@@ -55,9 +55,11 @@ class AttentionHost final : public RoleHost {
                                .exchange = MakeExchangeShape(*context_.model, max_rows_),
                                .ranks = epoch.ranks,
                                .planner = epoch.planner,
-                               .counters = counters_},
-        context_.model->config, weights_, epoch.placement, MakeBackend(), context_.pool, &kv_,
-        communicator,
+                               .counters = counters_,
+                               .pool = context_.pool,
+                               .kv = &kv_,
+                               .communicator = communicator},
+        context_.model->config, weights_, epoch.placement, MakeBackend(),
         AttentionWorker::Callbacks{
             // A failed step has been reported as the epoch's failure.
             .on_result =

@@ -21,19 +21,18 @@ TokenLogprob ToLogprob(int32_t token, SampledToken sampled) {
 AttentionWorker::AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                                  std::shared_ptr<const AttentionWeights> weights,
                                  std::shared_ptr<const ExpertPlacement> placement,
-                                 std::unique_ptr<ComputeBackend> backend, ThreadPool* pool,
-                                 KvCache* kv, Communicator* communicator, Callbacks callbacks)
+                                 std::unique_ptr<ComputeBackend> backend, Callbacks callbacks)
     : options_(options),
       callbacks_(std::move(callbacks)),
       backend_(std::move(backend)),
       exchange_(options.exchange, weights->dtype, options.ranks, std::move(placement),
-                options.planner, communicator),
+                options.planner, options.communicator),
       decoder_(config, std::move(weights), options.max_rows, options.limits.max_model_len,
-               backend_.get(), kv, &exchange_, options_.counters.get()),
+               backend_.get(), options.kv, &exchange_, options_.counters.get()),
       table_(options.limits),
-      queue_(pool),
-      thread_([this, pool] {
-        const ThreadPool::Owner owner(pool);
+      queue_(options.pool),
+      thread_([this] {
+        const ThreadPool::Owner owner(options_.pool);
         Run();
       }) {}
 

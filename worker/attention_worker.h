@@ -33,7 +33,11 @@ struct AttentionWorkerOptions {
   CellRanks ranks;
   PlannerOptions planner;
   std::shared_ptr<WorkerCounters> counters;
-  RoutingRecorder* recorder = nullptr;  // null: routing is not recorded; outlives the worker
+  // These outlive the worker.
+  ThreadPool* pool = nullptr;
+  KvCache* kv = nullptr;                 // at least limits.num_blocks blocks
+  Communicator* communicator = nullptr;  // this rank's
+  RoutingRecorder* recorder = nullptr;   // null: routing is not recorded
 };
 
 class AttentionWorker {
@@ -44,13 +48,11 @@ class AttentionWorker {
         on_failure;  // before the result that carries the error
   };
 
-  // Starts the thread. The communicator is this rank's. `pool`, `kv` and `communicator` must
-  // outlive it. REQUIRES: options.limits.num_blocks blocks in `kv`.
+  // Starts the thread.
   AttentionWorker(const AttentionWorkerOptions& options, const ModelConfig& config,
                   std::shared_ptr<const AttentionWeights> weights,
                   std::shared_ptr<const ExpertPlacement> placement,
-                  std::unique_ptr<ComputeBackend> backend, ThreadPool* pool, KvCache* kv,
-                  Communicator* communicator, Callbacks callbacks);
+                  std::unique_ptr<ComputeBackend> backend, Callbacks callbacks);
   // REQUIRES: its communicator was aborted or no step runs, or this waits for the step's end.
   ~AttentionWorker();
 

@@ -24,10 +24,11 @@ constexpr ExchangeShape kShape = {
 
 class ExpertWorkerTest : public testing::Test {
  protected:
-  ExpertWorkerTest() : communicators_(MakeInProcessCommunicators(2, &pool_)) {
-    placement_ = std::make_shared<ExpertPlacement>(ExpertPlacement::Even(1, kExperts, 1));
+  explicit ExpertWorkerTest(int32_t num_ranks = 1)
+      : communicators_(MakeInProcessCommunicators(1 + num_ranks, &pool_)) {
+    placement_ = std::make_shared<ExpertPlacement>(ExpertPlacement::Even(1, kExperts, num_ranks));
     std::string error;
-    std::unique_ptr<ComputeBackend> backend = MakeCpuBackend(&pool_, "auto", &error);
+    const std::unique_ptr<ComputeBackend> backend = MakeCpuBackend(&pool_, "auto", &error);
     auto weights = std::make_shared<ExpertWeights>();
     weights->experts.emplace_back();
     std::array<float, kWidth * kHidden> ones;
@@ -41,16 +42,19 @@ class ExpertWorkerTest : public testing::Test {
     }
     backend->Synchronize();
     std::vector<std::unique_ptr<ExpertRank>> ranks;
-    ranks.push_back(std::make_unique<ExpertRank>(
-        ExpertRankOptions{.expert_rank = 0,
-                          .num_moe_layers = 1,
-                          .hidden = kHidden,
-                          .slot_formats = {},
-                          .exchange = kShape,
-                          .ranks = {.num_attention = 1, .num_experts = 1},
-                          .planner = {},
-                          .counters = std::make_shared<WorkerCounters>(kExperts)},
-        weights, placement_, std::move(backend), &pool_, communicators_[1].get()));
+    for (int32_t e = 0; e < num_ranks; ++e) {
+      ranks.push_back(std::make_unique<ExpertRank>(
+          ExpertRankOptions{.expert_rank = e,
+                            .num_moe_layers = 1,
+                            .hidden = kHidden,
+                            .slot_formats = {},
+                            .exchange = kShape,
+                            .ranks = {.num_attention = 1, .num_experts = num_ranks},
+                            .planner = {},
+                            .counters = std::make_shared<WorkerCounters>(kExperts)},
+          weights, placement_, MakeCpuBackend(&pool_, "auto", &error), &pool_,
+          communicators_[static_cast<size_t>(1 + e)].get()));
+    }
     worker_ = std::make_unique<ExpertWorker>(std::move(ranks), &pool_,
                                              [this](const absl::Status& status) {
                                                MutexLock lock(mu_);
@@ -69,16 +73,17 @@ class ExpertWorkerTest : public testing::Test {
 
   // The dispatch message of two tokens, each with experts (0, 2), as `header` would have it.
   std::vector<std::byte> Message(const StepHeader& header, int32_t layer = 0,
-                                 int32_t micro_batch = 0) {
+                                 int32_t micro_batch = 0, int32_t expert_rank = 0) {
     const std::array<int32_t, 4> ids = {0, 2, 2, 0};
     std::vector<int32_t> counts(kExperts);
     CountExperts(ids, counts);
     plan_ = PlanOnce(counts, 1, *placement_, 0);
     BuildDispatchLists(ids, kShape.top_k, plan_, 0, kShape.row_bytes, &lists_);
     std::vector<std::byte> message(MaxDispatchBytes(kShape));
-    message.resize(WriteDispatch(
-        {.step = &header, .layer = layer, .micro_batch = micro_batch}, plan_, 0, 0, lists_,
-        reinterpret_cast<const std::byte*>(rows_.data()), kShape.row_bytes, counts, message));
+    message.resize(WriteDispatch({.step = &header, .layer = layer, .micro_batch = micro_batch},
+                                 plan_, 0, expert_rank, lists_,
+                                 reinterpret_cast<const std::byte*>(rows_.data()), kShape.row_bytes,
+                                 counts, message));
     return message;
   }
 
@@ -207,6 +212,57 @@ TEST_F(ExpertWorkerTest, TwoMicroBatchesAreAnsweredInOrder) {
   EXPECT_EQ(std::memcmp(&received[0][first_row], &received[1][first_row],
                         recvs[0].received - first_row * sizeof(float)),
             0);
+}
+
+// Two expert ranks that share the worker's thread.
+class TwoExpertRanksTest : public ExpertWorkerTest {
+ protected:
+  TwoExpertRanksTest() : ExpertWorkerTest(2) {}
+
+  // Sends both messages as rank 0 and waits for both answers.
+  absl::Status ExchangeBoth(const std::array<std::vector<std::byte>, 2>& messages) {
+    std::vector<SendOp> sends;
+    for (int32_t e : {0, 1}) {
+      const size_t i = static_cast<size_t>(e);
+      answers_[i].resize(static_cast<size_t>(MaxCombineRows(kShape, 1)) * kHidden);
+      sends.push_back({1 + e, {step_.step, 0, 0, MessageKind::kDispatch}, messages[i]});
+      recvs_[i] = {1 + e,
+                   {step_.step, 0, 0, MessageKind::kCombine},
+                   std::as_writable_bytes(std::span(answers_[i]))};
+    }
+    worker_->Execute(step_);
+    absl::Status status = communicators_[0]->Start(sends, recvs_);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    return status.ok() ? communicators_[0]->Wait(deadline) : status;
+  }
+
+  std::array<std::vector<float>, 2> answers_;
+  std::array<RecvOp, 2> recvs_;
+};
+
+TEST_F(TwoExpertRanksTest, BothAreAnswered) {
+  ASSERT_TRUE(ExchangeBoth({Message(step_, 0, 0, 0), Message(step_, 0, 0, 1)}).ok());
+  for (int32_t e : {0, 1}) {
+    const RecvOp& recv = recvs_[static_cast<size_t>(e)];
+    EXPECT_TRUE(CheckCombine(recv.buffer.first(recv.received),
+                             {.step = &step_, .layer = 0, .micro_batch = 0}, plan_, 0, e,
+                             kShape.row_bytes)
+                    .ok());
+  }
+}
+
+// The first has computed its rows when the second finds its message wrong: nobody is answered, and
+// nobody waits for ever.
+TEST_F(TwoExpertRanksTest, OneThatFailsEndsBoth) {
+  std::array<std::vector<std::byte>, 2> messages = {Message(step_, 0, 0, 0),
+                                                    Message(step_, 0, 0, 1)};
+  messages[1].resize(40);
+  EXPECT_FALSE(ExchangeBoth(messages).ok());
+  EXPECT_EQ(recvs_[0].received, 0u);
+  MutexLock lock(mu_);
+  while (failure_.ok()) changed_.Wait(mu_);
+  EXPECT_THAT(std::string(failure_.message()),
+              testing::AllOf(HasSubstr("expert rank 1"), HasSubstr("bytes 40")));
 }
 
 TEST_F(ExpertWorkerTest, AbortEndsTheWait) {

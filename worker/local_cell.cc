@@ -255,9 +255,12 @@ void LocalCell::StartWorkers(const CellOptions& options, Parts* parts) {
                                .ranks = parts->ranks,
                                .planner = planner,
                                .counters = counters_.back(),
+                               .pool = pool_.get(),
+                               .kv = kv_.back().get(),
+                               .communicator = communicators_[rank].get(),
                                .recorder = recorder_.get()},
         parts->model.config, parts->attention_weights, parts->placement,
-        std::move(parts->backends[rank]), pool_.get(), kv_.back().get(), communicators_[rank].get(),
+        std::move(parts->backends[rank]),
         AttentionWorker::Callbacks{
             .on_result = [this](StepResult result) { on_result_(std::move(result)); },
             .on_failure = fail}));

@@ -1,7 +1,7 @@
 // CpuBackend: ComputeBackend on the host's cores. It checks shapes, cuts ops into work items and
 // hands them to the pool; the arithmetic is in the KernelTable of one instruction path. Used by its
-// owner thread only; every call returns when it is done. Scratch grows to a high-water mark and is
-// kept.
+// owner thread only; every call returns when it is done. Scratch that was not reserved grows to
+// a high-water mark and is kept.
 #pragma once
 
 #include <algorithm>

@@ -70,8 +70,8 @@ void RunTile(const MatmulItem& item, const ItemShape& shape, int64_t block, int 
   kTiles[static_cast<int>(item.format.type)][rows - 1][log_panels](a);
 }
 
-// All tiles of a stretch. Each prefetches its share of the next stretch, so that memory is busy all
-// the time.
+// All tiles of a stretch. A tile of fewer panels than a slab's prefetches its share of the next
+// stretch, so that memory is busy all the time.
 void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& s, float* sums) {
   const int64_t width = cpu::SlabWidth(s.panel, item.num_panels);
   const int64_t num_blocks = item.block_end - item.block_begin;

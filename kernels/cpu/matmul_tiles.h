@@ -17,7 +17,7 @@ struct TileArgs {
   float* sums;            // [panel][row][16]
   int64_t panel_stride;   // floats between panels of `sums`
   bool first;             // start from zero
-  const std::byte* next;  // this tile's share of what is read next, to be prefetched
+  const std::byte* next;  // this tile's share of what is read next; whole slabs do not use it
   int64_t next_bytes;     // of it per step
   // Quantised only.
   const float* x_scales;    // [groups of 128][rows]
