@@ -17,7 +17,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kMaxCallers = 64;
-constexpr std::chrono::microseconds kSpin(30);
+constexpr std::chrono::microseconds kSpin(10);        // of a thread without work
+constexpr std::chrono::microseconds kCallerSpin(30);  // of a caller for those on its last items
 // A thread that did not get to look at the clock for so long was not running: others compute on
 // these cores. For a while threads then spin shortly, as a third of the speed would be lost.
 constexpr std::chrono::microseconds kNotPolling(100);
@@ -355,7 +356,7 @@ void ThreadPool::ParallelFor(int64_t n, const std::function<void(int64_t)>& fn) 
   // No helper can join any more. The count's fall to zero is the last thing that a helper does to
   // the job.
   const auto alone = [&] { return job.helpers.load(std::memory_order_acquire) == 0; };
-  if (state_->SpinUntil(alone, kSpin)) return;
+  if (state_->SpinUntil(alone, kCallerSpin)) return;
   MutexLock lock(state_->mu);
   job.caller_parked = true;
   state_->awake.fetch_sub(1, std::memory_order_relaxed);
