@@ -19,7 +19,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr double kSampleFlops = 2e9;  // of one timing, at least (or one pass over the weights)
+constexpr double kSampleSeconds = 5e-3;  // of one timing, about
 constexpr int kMinRounds = 5;
 // oneDNN's idle threads spin for some milliseconds, which would slow ours down.
 constexpr std::chrono::milliseconds kRest{6};
@@ -57,7 +57,7 @@ struct Subject {
   int64_t rows = 0;
   double flops = 0;       // of a call
   double bytes = 0;       // of weights that a call reads
-  int64_t num_calls = 1;  // of one timing
+  int64_t max_calls = 1;  // of one timing
   std::function<void(int64_t)> ours = {};
   std::function<void(int64_t)> onednn = {};  // may be null
   bool cached = false;
@@ -71,6 +71,7 @@ class Bench {
     report_.numerics_id = backend->numerics_id();
     report_.threads = pool->num_threads();
     report_.ceilings = MeasureCeilings(pool, isa, options.probe_bytes);
+    report_.onednn_has_bf16 = OneDnnMatmul::Supports(OneDnnType::kBF16);
     num_rows_ = static_cast<int64_t>(std::size(kFormats)) *
                 static_cast<int64_t>(std::size(kMatmulRows) + std::size(kCachedRows) +
                                      std::size(kMoeTokens));
@@ -108,12 +109,14 @@ class Bench {
       const RandomTensor x(DType::kBF16, rows, hidden, 2), out(DType::kF32, rows, hidden, 3);
       std::unique_ptr<OneDnnMatmul> onednn;
       if (compare) {
-        const OneDnnMatmul::Shape shape = {
-            .type = format.type == WeightType::kBF16 ? OneDnnType::kBF16 : OneDnnType::kInt8,
-            .m = rows,
-            .n = hidden,
-            .k = hidden,
-            .num_weights = num_matrices};
+        const OneDnnMatmul::Shape shape = {.type = format.type != WeightType::kBF16
+                                                       ? OneDnnType::kInt8
+                                                   : report_.onednn_has_bf16 ? OneDnnType::kBF16
+                                                                             : OneDnnType::kF32,
+                                           .m = rows,
+                                           .n = hidden,
+                                           .k = hidden,
+                                           .num_weights = num_matrices};
         onednn = std::make_unique<OneDnnMatmul>(shape, pool_->num_threads());
       }
       Subject s = {.op = op,
@@ -122,8 +125,7 @@ class Bench {
                    .flops = 2.0 * static_cast<double>(rows * hidden * hidden),
                    .bytes = static_cast<double>(w[0].storage.bytes())};
       s.cached = num_matrices == 1;
-      s.num_calls = std::max<int64_t>(1, static_cast<int64_t>(kSampleFlops / s.flops));
-      if (!s.cached) s.num_calls = std::min(s.num_calls, num_matrices);
+      s.max_calls = s.cached ? INT64_MAX : num_matrices;
       s.ours = [&](int64_t i) {
         backend_->Matmul(x.t, w[static_cast<size_t>(i % num_matrices)], nullptr, out.t);
       };
@@ -183,7 +185,7 @@ class Bench {
                    .rows = tokens,
                    .flops = 6.0 * static_cast<double>(rows * hidden * width),
                    .bytes = used * expert_bytes};
-      s.num_calls = tokens == 1 ? 4 : 1;
+      s.max_calls = tokens == 1 ? 4 : 1;
       s.ours = [&](int64_t i) {
         backend_->GroupedMlp(x.t, routings[static_cast<size_t>(i) % routings.size()].groups, out.t);
       };
@@ -193,16 +195,17 @@ class Bench {
 
   // Ours, oneDNN and the probe in turn; each round gives ratios of neighbours in time.
   void Measure(const Subject& s) {
-    int64_t calls = 0;
+    int64_t calls = 0, num_calls = 1;
     const auto timed = [&](const std::function<void(int64_t)>& fn) {
       const double seconds = SecondsOf([&] {
-        for (int64_t i = 0; i < s.num_calls; ++i) fn(calls + i);
+        for (int64_t i = 0; i < num_calls; ++i) fn(calls + i);
       });
-      calls += s.num_calls;
-      return seconds / static_cast<double>(s.num_calls);
+      calls += num_calls;
+      return seconds / static_cast<double>(num_calls);
     };
-    timed(s.ours);
-    if (s.onednn) timed(s.onednn);
+    double slower = 0;  // the second call's, of both
+    for (int i = 0; i < 2; ++i) slower = std::max(timed(s.ours), s.onednn ? timed(s.onednn) : 0);
+    num_calls = std::clamp<int64_t>(static_cast<int64_t>(kSampleSeconds / slower), 1, s.max_calls);
     std::vector<double> seconds, probes, shares, ratios;
     const auto begin = Clock::now();
     const double budget = options_.seconds / static_cast<double>(num_rows_);

@@ -42,6 +42,7 @@ struct BenchKernelsReport {
   std::string numerics_id;
   int threads = 0;
   Ceilings ceilings;
+  bool onednn_has_bf16 = true;  // else bfloat16 is put beside its float32: twice the bytes
   std::vector<BenchKernelsRow> rows;
   std::string Text() const;
   std::string Json() const;  // one object with `ceilings` and a list `rows`

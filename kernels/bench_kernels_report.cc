@@ -38,17 +38,21 @@ std::string BenchKernelsReport::Text() const {
   text +=
       "\"of read\" is against a plain read of DRAM (of L2 for cached rows) beside each run; "
       "\"oneDNN\" is its time / ours.\noneDNN's int8 has no scales.";
+  if (!onednn_has_bf16)
+    text += " It has no bfloat16 for this CPU: its float32 stands there, twice the bytes.";
   return text;
 }
 
 std::string BenchKernelsReport::Json() const {  // all strings are our own: nothing to escape
   std::string json;
   Append(&json,
-         "{\"numerics_id\": \"%s\", \"threads\": %d,\n \"ceilings\": {\"fma_gflops\": %.1f, "
+         "{\"numerics_id\": \"%s\", \"threads\": %d, \"onednn_has_bf16\": %s,\n \"ceilings\": "
+         "{\"fma_gflops\": %.1f, "
          "\"bf16_dot_gflops\": %.1f, \"int8_dot_gflops\": %.1f, \"dram_gb_per_second\": %.2f, "
          "\"l2_gb_per_second\": %.2f},\n \"rows\": [",
-         numerics_id.c_str(), threads, ceilings.fma_gflops, ceilings.bf16_dot_gflops,
-         ceilings.int8_dot_gflops, ceilings.dram_gb_per_s, ceilings.l2_gb_per_s);
+         numerics_id.c_str(), threads, onednn_has_bf16 ? "true" : "false", ceilings.fma_gflops,
+         ceilings.bf16_dot_gflops, ceilings.int8_dot_gflops, ceilings.dram_gb_per_s,
+         ceilings.l2_gb_per_s);
   const char* separator = "\n";
   for (const BenchKernelsRow& row : rows) {
     Append(&json,

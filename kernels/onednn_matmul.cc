@@ -30,9 +30,39 @@ void Fill(const Memory& memory, OneDnnType type, uint64_t seed) {
     for (size_t i = 0; i < bytes; ++i) p[i] = static_cast<uint8_t>(random() >> 56);
     return;
   }
-  bf16* p = static_cast<bf16*>(memory.get_data_handle());
-  for (size_t i = 0; i < bytes / 2; ++i)
-    p[i] = ToBF16(static_cast<float>(random() >> 40) * 0x1p-23f - 1.0f);
+  const auto fill = [&](auto* p, auto convert) {
+    for (size_t i = 0; i < bytes / sizeof(*p); ++i)
+      p[i] = convert(static_cast<float>(random() >> 40) * 0x1p-23f - 1.0f);
+  };
+  if (type == OneDnnType::kBF16) {
+    fill(static_cast<bf16*>(memory.get_data_handle()), ToBF16);
+  } else {
+    fill(static_cast<float*>(memory.get_data_handle()), [](float v) { return v; });
+  }
+}
+
+Memory::desc Desc(int64_t rows, int64_t columns, Memory::data_type type, Memory::format_tag tag) {
+  return Memory::desc({rows, columns}, type, tag);
+}
+Memory::desc XDesc(const OneDnnMatmul::Shape& s) {
+  using Type = Memory::data_type;
+  const Type type = s.type == OneDnnType::kBF16  ? Type::bf16
+                    : s.type == OneDnnType::kF32 ? Type::f32
+                                                 : Type::u8;
+  return Desc(s.m, s.k, type, Memory::format_tag::ab);
+}
+Memory::desc WeightDesc(const OneDnnMatmul::Shape& s, Memory::format_tag tag) {
+  const Memory::data_type type =
+      s.type == OneDnnType::kInt8 ? Memory::data_type::s8 : XDesc(s).data_type();
+  return Desc(s.k, s.n, type, tag);
+}
+Memory::desc OutDesc(const OneDnnMatmul::Shape& s) {
+  return Desc(s.m, s.n, Memory::data_type::f32, Memory::format_tag::ab);
+}
+// Empty where oneDNN cannot.
+dnnl::matmul::primitive_desc Primitive(const OneDnnMatmul::Shape& s, const dnnl::engine& engine) {
+  return {dnnl::matmul::desc(XDesc(s), WeightDesc(s, Memory::format_tag::any), OutDesc(s)), engine,
+          /*allow_empty=*/true};
 }
 
 }  // namespace
@@ -45,24 +75,20 @@ struct OneDnnMatmul::State {
   std::vector<Memory> weights;
 };
 
+bool OneDnnMatmul::Supports(OneDnnType type) {
+  const Shape shape = {.type = type, .m = 16, .n = 64, .k = 64};
+  return static_cast<bool>(Primitive(shape, dnnl::engine(dnnl::engine::kind::cpu, 0)));
+}
+
 OneDnnMatmul::OneDnnMatmul(const Shape& s, int num_threads) : state_(std::make_unique<State>()) {
   SetOpenMpThreads(num_threads);
-  using Type = Memory::data_type;
-  const bool is_bf16 = s.type == OneDnnType::kBF16;
-  const auto desc = [](int64_t rows, int64_t columns, Type type, Memory::format_tag tag) {
-    return Memory::desc({rows, columns}, type, tag);
-  };
-  const auto x = desc(s.m, s.k, is_bf16 ? Type::bf16 : Type::u8, Memory::format_tag::ab);
-  const auto out = desc(s.m, s.n, Type::f32, Memory::format_tag::ab);
-  const Type weight_type = is_bf16 ? Type::bf16 : Type::s8;
-  const dnnl::matmul::primitive_desc primitive(
-      dnnl::matmul::desc(x, desc(s.k, s.n, weight_type, Memory::format_tag::any), out),
-      state_->engine);
+  const dnnl::matmul::primitive_desc primitive = Primitive(s, state_->engine);
+  SY_CHECK(static_cast<bool>(primitive));
   state_->matmul = dnnl::matmul(primitive);
-  state_->x = Memory(x, state_->engine);
-  state_->out = Memory(out, state_->engine);
+  state_->x = Memory(XDesc(s), state_->engine);
+  state_->out = Memory(OutDesc(s), state_->engine);
   Fill(state_->x, s.type, 1);
-  Memory plain(desc(s.k, s.n, weight_type, Memory::format_tag::ba), state_->engine);
+  Memory plain(WeightDesc(s, Memory::format_tag::ba), state_->engine);
   Fill(plain, s.type, 2);
   for (int64_t i = 0; i < s.num_weights; ++i) {
     Memory& packed = state_->weights.emplace_back(primitive.weights_desc(), state_->engine);

@@ -7,10 +7,10 @@
 
 namespace switchyard {
 
-enum class OneDnnType : uint8_t { kBF16, kInt8 };
+enum class OneDnnType : uint8_t { kF32, kBF16, kInt8 };
 
-// out [m, n] float32 = x [m, k] w [n, k]^T with bfloat16 numbers, or unsigned times signed bytes
-// (without scales: less work than ours). Random values.
+// out [m, n] float32 = x [m, k] w [n, k]^T with float32 or bfloat16 numbers, or unsigned times
+// signed bytes (without scales: less work than ours). Random values.
 class OneDnnMatmul {
  public:
   struct Shape {
@@ -18,6 +18,10 @@ class OneDnnMatmul {
     int64_t m = 0, n = 0, k = 0;
     int64_t num_weights = 1;  // equal ones at different addresses
   };
+  // Whether oneDNN has a kernel for this CPU: for bfloat16 it needs AVX-512.
+  static bool Supports(OneDnnType type);
+
+  // REQUIRES: Supports(shape.type)
   OneDnnMatmul(const Shape& shape, int num_threads);
   ~OneDnnMatmul();
   void Run(int64_t weight);

@@ -28,6 +28,7 @@ constexpr int64_t kPanelColumns = 16;
 constexpr int kAttentionSplit = 256;  // absolute positions per split: a numerics constant
 // An item's rows * panels of 16 partial sums stay below this.
 constexpr int64_t kMaxItemTiles = 768;
+constexpr int64_t kMaxItemBlocks = 16;  // of rows in an item
 
 SY_SHARED constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
 SY_SHARED constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -22,26 +22,53 @@ SY_INLINE int64_t UnitWords(WeightFormat f) {
   return f.type == WeightType::kBF16 && !kHasBf16Dot ? 2 : 1;
 }
 
-// An item's geometry, worked out once.
+// A block of rows of an item, as its tiles read it.
+struct Block {
+  int64_t first_row, rows;  // in the group
+  const uint32_t* words;
+  const float* scales;  // quantised only, as is `sums`
+  const int32_t* sums;
+};
+
+// An item's geometry, worked out once: tiles may be short, and divisions are not.
 struct ItemShape {
   explicit ItemShape(const MatmulItem& item)
-      : num_blocks(cpu::NumBlocks(item.rows, kMaxRows)),
-        first_row(cpu::BlockBegin(item.rows, num_blocks, item.block_begin)),
-        rows(cpu::BlockBegin(item.rows, num_blocks, item.block_end) - first_row),
-        max_panels(PanelsFor(static_cast<int>(cpu::CeilDiv(item.rows, num_blocks)))),
-        row_bytes(PackedRowBytes(item.k, item.format)),
-        unit_inputs(UnitInputs(item.format)) {
+      : num_blocks(item.block_end - item.block_begin), unit_inputs(UnitInputs(item.format)) {
+    const int64_t blocks_of_group = cpu::NumBlocks(item.rows, kMaxRows);
+    const size_t row_bytes = PackedRowBytes(item.k, item.format);
+    first_row = cpu::BlockBegin(item.rows, blocks_of_group, item.block_begin);
+    int64_t row = first_row;
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int64_t end = cpu::BlockBegin(item.rows, blocks_of_group, item.block_begin + b + 1);
+      // const_cast: QuantizedBlock serves the writer too.
+      void* x =
+          static_cast<std::byte*>(const_cast<void*>(item.x)) + static_cast<size_t>(row) * row_bytes;
+      blocks[b] = {.first_row = row,
+                   .rows = end - row,
+                   .words = static_cast<const uint32_t*>(x),
+                   .scales = nullptr,
+                   .sums = nullptr};
+      if (IsQuantized(item.format)) {
+        const QuantizedBlock packed(x, end - row, item.k, item.format);
+        blocks[b].scales = packed.scales;
+        blocks[b].sums = packed.sums;
+      }
+      row = end;
+    }
+    rows = row - first_row;
+    stays_in_cache = static_cast<size_t>(rows) * row_bytes <= kRowsInCache;
+    max_panels = PanelsFor(static_cast<int>(cpu::CeilDiv(item.rows, blocks_of_group)));
     const int64_t unit_bytes = cpu::SlabBytes(cpu::kSlabPanels, unit_inputs, item.format);
-    const int64_t bytes = item.block_end - item.block_begin == 1 ? kStreamBytes : kBlockBytes;
+    const int64_t bytes = num_blocks == 1 ? kStreamBytes : kBlockBytes;
     block_inputs = (bytes / unit_bytes > 1 ? bytes / unit_bytes : 1) * unit_inputs;
   }
-  int64_t num_blocks;  // of the whole group
-  int64_t first_row;   // of the item, in the group
-  int64_t rows;        // of the item
-  int64_t max_panels;  // of a tile; the smaller blocks of rows could take more
-  size_t row_bytes;
+  int64_t num_blocks;
   int64_t unit_inputs;
-  int64_t block_inputs;  // of a K block
+  int64_t first_row, rows;  // in the group
+  bool stays_in_cache;      // the rows
+  int64_t max_panels;       // of a tile; the smaller blocks of rows could take more
+  int64_t block_inputs;     // of a K block
+  Block blocks[cpu::kMaxItemBlocks];
 };
 
 // The inputs [k, k + num_k) of the panels [panel, panel + num_panels) of one slab.
@@ -52,29 +79,10 @@ struct Stretch {
   const std::byte* next;   // the stretch after it
 };
 
-// A tile: one block of rows and 2^log_panels panels of a stretch.
-void RunTile(const MatmulItem& item, const ItemShape& shape, int64_t block, int log_panels,
-             TileArgs a, int64_t k) {
-  const int64_t row = cpu::BlockBegin(item.rows, shape.num_blocks, block);
-  const int64_t rows = cpu::BlockBegin(item.rows, shape.num_blocks, block + 1) - row;
-  // const_cast: QuantizedBlock serves the writer too.
-  void* x = static_cast<std::byte*>(const_cast<void*>(item.x)) +
-            static_cast<size_t>(row) * shape.row_bytes;
-  a.x = static_cast<const uint32_t*>(x) + k / shape.unit_inputs * UnitWords(item.format) * rows;
-  if (IsQuantized(item.format)) {
-    const QuantizedBlock packed(x, rows, item.k, item.format);
-    a.x_scales = packed.scales + k / cpu::kActGroup * rows;
-    a.x_sums = packed.sums + k / item.format.group * rows;
-  }
-  a.sums += (row - shape.first_row) * kLanes;
-  kTiles[static_cast<int>(item.format.type)][rows - 1][log_panels](a);
-}
-
-// All tiles of a stretch. A tile of fewer panels than a slab's prefetches its share of the next
-// stretch, so that memory is busy all the time.
+// All tiles of a stretch: one block of rows and 1, 2 or 4 panels each. A tile of fewer panels than
+// a slab's prefetches its share of the next stretch, so that memory is busy all the time.
 void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& s, float* sums) {
   const int64_t width = cpu::SlabWidth(s.panel, item.num_panels);
-  const int64_t num_blocks = item.block_end - item.block_begin;
   const bool quantized = IsQuantized(item.format);
   TileArgs a{};
   a.step_bytes = width * 64;
@@ -84,8 +92,14 @@ void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& s
   a.first = s.k == 0;
   a.group = item.format.group;
   a.header_bytes = quantized ? cpu::CodesOffset(width, item.format) : 0;
-  const int64_t bytes = cpu::SlabBytes(width, s.num_k, item.format);
-  int64_t done = 0;  // panels
+  // Of the packed rows before the stretch, for each row.
+  const int64_t words_before = s.k / shape.unit_inputs * UnitWords(item.format);
+  const int64_t scales_before = s.k / cpu::kActGroup;
+  const int64_t sums_before = quantized ? s.k / item.format.group : 0;
+  const int64_t shares = s.num_panels * shape.num_blocks;
+  const int64_t share = cpu::SlabBytes(width, s.num_k, item.format) / shares;
+  const int64_t share_of_step = a.step_bytes / shares;
+  a.next = s.next;
   for (int64_t panel = s.panel; panel < s.panel + s.num_panels;) {
     const int64_t left = s.panel + s.num_panels - panel;
     const int log = shape.max_panels >= 4 && left >= 4   ? 2
@@ -95,20 +109,24 @@ void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& s
     a.w = s.begin + a.header_bytes + at * 64;
     a.scales = s.begin + at * 2 * kLanes;
     a.zeros = item.format.zero_points ? s.begin + cpu::ZerosOffset(width) + at * kLanes : nullptr;
-    a.sums = sums + (panel - item.panel_begin) * a.panel_stride;
-    a.next_bytes = (a.step_bytes << log) / (s.num_panels * num_blocks);
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      a.next = s.next + bytes * (done * num_blocks + (b << log)) / (s.num_panels * num_blocks);
-      RunTile(item, shape, item.block_begin + b, log, a, s.k);
+    a.next_bytes = share_of_step << log;
+    float* const panel_sums = sums + (panel - item.panel_begin) * a.panel_stride;
+    for (int64_t b = 0; b < shape.num_blocks; ++b, a.next += share << log) {
+      const Block& block = shape.blocks[b];
+      a.x = block.words + words_before * block.rows;
+      if (quantized) {
+        a.x_scales = block.scales + scales_before * block.rows;
+        a.x_sums = block.sums + sums_before * block.rows;
+      }
+      a.sums = panel_sums + (block.first_row - shape.first_row) * kLanes;
+      kTiles[static_cast<int>(item.format.type)][block.rows - 1][log](a);
     }
     panel += int64_t{1} << log;
-    done += int64_t{1} << log;
   }
 }
 
 // All panels and blocks of an item into sums [panel][row of the item][16].
-void Accumulate(const MatmulItem& item, float* sums) {
-  const ItemShape shape(item);
+void Accumulate(const MatmulItem& item, const ItemShape& shape, float* sums) {
   const std::byte* w = static_cast<const std::byte*>(item.w);
   const auto run = [&](int64_t panel, int64_t k, bool down_the_slab) {
     const int64_t width = cpu::SlabWidth(panel, item.num_panels);
@@ -125,8 +143,7 @@ void Accumulate(const MatmulItem& item, float* sums) {
     RunStretch(item, shape, s, sums);
     return s.num_panels;
   };
-  if (static_cast<size_t>(shape.rows) * shape.row_bytes <= kRowsInCache) {
-    // The rows stay in the cache: stream each slab from end to end.
+  if (shape.stays_in_cache) {  // stream each slab from end to end
     for (int64_t panel = item.panel_begin; panel < item.panel_end;) {
       int64_t panels = 0;
       for (int64_t k = 0; k < item.k; k += shape.block_inputs) panels = run(panel, k, true);
@@ -158,25 +175,20 @@ SY_INLINE F16 Gated(const float* gate, const float* up) {
   return Mul(SiluOf(Load(gate)), Load(up));
 }
 
-// Columns [column, column + count) of row r of a packed block.
-void PlaceColumns(const MatmulItem& item, std::byte* block, int64_t block_rows, int64_t r,
-                  int64_t column, int64_t count, F16 h) {
-  if (item.down_format.type == WeightType::kF32) {
+// The words that tiles of `down` read of 16 hidden values: 8 pairs, or 16.
+SY_INLINE void HiddenWords(F16 h, WeightFormat down, uint32_t* words) {
+  if (down.type == WeightType::kF32) {
     alignas(64) float lanes[kLanes];
     Store(lanes, h);
-    float* out = reinterpret_cast<float*>(block) + column * block_rows + r;
-    for (int64_t j = 0; j < count; ++j) out[j * block_rows] = lanes[j];
+    __builtin_memcpy(words, lanes, sizeof(lanes));
     return;
   }
   alignas(64) uint16_t lanes[kLanes];
   StoreBf16(lanes, h);
   if constexpr (kHasBf16Dot) {
-    uint32_t* out = reinterpret_cast<uint32_t*>(block) + column / 2 * block_rows + r;
-    for (int64_t j = 0; j < count; j += 2)
-      out[j / 2 * block_rows] = lanes[j] | static_cast<uint32_t>(lanes[j + 1]) << 16;
+    __builtin_memcpy(words, lanes, sizeof(lanes));
   } else {
-    float* out = reinterpret_cast<float*>(block) + column * block_rows + r;
-    for (int64_t j = 0; j < count; ++j) out[j * block_rows] = ScalarFromBf16(lanes[j]);
+    for (int j = 0; j < kLanes; ++j) words[j] = static_cast<uint32_t>(lanes[j]) << 16;
   }
 }
 
@@ -190,35 +202,37 @@ struct HiddenBlock {
 };
 
 void PlaceHidden(const MatmulItem& item, const HiddenBlock& block) {
+  const bool pairs = item.down_format.type == WeightType::kBF16;
   // The padding of an odd width is written too: its gate and up are zero, and silu(0) * 0 is zero.
-  const int64_t padded =
-      item.down_format.type == WeightType::kBF16 ? (item.width + 1) / 2 * 2 : item.width;
+  const int64_t padded = pairs ? (item.width + 1) / 2 * 2 : item.width;
+  const int64_t columns_per_word = pairs && kHasBf16Dot ? 2 : 1;
   for (int64_t panel = item.panel_begin; panel < item.panel_end; panel += 2) {
     const float* gate = block.sums + (panel - item.panel_begin) * block.item_rows * kLanes;
     const int64_t column = panel / 2 * kLanes;
     const int64_t count = padded - column < kLanes ? padded - column : kLanes;
-    for (int64_t r = 0; r < block.rows; ++r, gate += kLanes) {
-      PlaceColumns(item, block.out, block.rows, r, column, count,
-                   Gated(gate, gate + block.item_rows * kLanes));
-    }
+    alignas(64) uint32_t words[kMaxInterleaved][kLanes];
+    for (int64_t r = 0; r < block.rows; ++r, gate += kLanes)
+      HiddenWords(Gated(gate, gate + block.item_rows * kLanes), item.down_format, words[r]);
+    Interleave<4>(words, sizeof(words[0]), block.rows, count / columns_per_word,
+                  reinterpret_cast<uint32_t*>(block.out) + column / columns_per_word * block.rows);
   }
 }
 
 void QuantizeHidden(const MatmulItem& item, const HiddenBlock& block) {
   const QuantizedBlock packed(block.out, block.rows, item.width, item.down_format);
-  ActGroup group;
   for (int64_t panel = item.panel_begin; panel < item.panel_end; panel += cpu::kActGroupPanels) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-      F16 h[kVectorsPerActGroup];
-      for (int i = 0; i < kVectorsPerActGroup; ++i) {
-        const float* gate =
-            block.sums + ((panel - item.panel_begin + 2 * i) * block.item_rows + r) * kLanes;
-        h[i] =
-            panel + 2 * i < item.panel_end ? Gated(gate, gate + block.item_rows * kLanes) : Zero();
-      }
-      Quantize(h, &group);
-      PlaceGroup(group, packed, block.rows, r, panel / 2 * kLanes, item.width, item.down_format);
-    }
+    PlaceGroups(packed, block.rows, panel / 2 * kLanes, item.width, item.down_format,
+                [&](int64_t r, ActGroup* group) {
+                  F16 h[kVectorsPerActGroup];
+                  for (int i = 0; i < kVectorsPerActGroup; ++i) {
+                    const int64_t at = panel - item.panel_begin + 2 * i;
+                    const float* gate = block.sums + (at * block.item_rows + r) * kLanes;
+                    h[i] = panel + 2 * i < item.panel_end
+                               ? Gated(gate, gate + block.item_rows * kLanes)
+                               : Zero();
+                  }
+                  Quantize(h, group);
+                });
   }
 }
 
@@ -231,31 +245,27 @@ int PanelsForRows(int64_t rows) {
 
 void Matmul(const MatmulItem& item) {
   alignas(64) float sums[cpu::kMaxItemTiles * kLanes];
-  Accumulate(item, sums);
-  const int64_t num_blocks = cpu::NumBlocks(item.rows, kMaxRows);
-  const int64_t begin = cpu::BlockBegin(item.rows, num_blocks, item.block_begin);
-  const int64_t rows = cpu::BlockBegin(item.rows, num_blocks, item.block_end) - begin;
+  const ItemShape shape(item);
+  Accumulate(item, shape, sums);
   if (item.out_bf16) {
-    StoreOutput<uint16_t>(item, sums, begin, rows);
+    StoreOutput<uint16_t>(item, sums, shape.first_row, shape.rows);
   } else {
-    StoreOutput<float>(item, sums, begin, rows);
+    StoreOutput<float>(item, sums, shape.first_row, shape.rows);
   }
 }
 
 void MlpUp(const MatmulItem& item) {
   alignas(64) float sums[cpu::kMaxItemTiles * kLanes];
-  Accumulate(item, sums);
-  const int64_t num_blocks = cpu::NumBlocks(item.rows, kMaxRows);
-  const int64_t begin = cpu::BlockBegin(item.rows, num_blocks, item.block_begin);
-  const int64_t rows = cpu::BlockBegin(item.rows, num_blocks, item.block_end) - begin;
+  const ItemShape shape(item);
+  Accumulate(item, shape, sums);
   const size_t row_bytes = PackedRowBytes(item.width, item.down_format);
-  for (int64_t b = item.block_begin; b < item.block_end; ++b) {
-    const int64_t row = cpu::BlockBegin(item.rows, num_blocks, b);
-    const HiddenBlock block = {
-        .out = static_cast<std::byte*>(item.packed_out) + static_cast<size_t>(row) * row_bytes,
-        .rows = cpu::BlockBegin(item.rows, num_blocks, b + 1) - row,
-        .sums = sums + (row - begin) * kLanes,
-        .item_rows = rows};
+  for (int64_t b = 0; b < shape.num_blocks; ++b) {
+    const Block& rows = shape.blocks[b];
+    const HiddenBlock block = {.out = static_cast<std::byte*>(item.packed_out) +
+                                      static_cast<size_t>(rows.first_row) * row_bytes,
+                               .rows = rows.rows,
+                               .sums = sums + (rows.first_row - shape.first_row) * kLanes,
+                               .item_rows = shape.rows};
     if (IsQuantized(item.down_format)) {
       QuantizeHidden(item, block);
     } else {

@@ -29,7 +29,7 @@ void PlanItems(const KernelTable& kernels, std::span<const GroupShape> groups, i
     const int64_t max_panels = std::max(multiple, kMaxItemPanels);
     const int64_t max_rows = std::min(kMaxItemRows, kMaxItemTiles / max_panels);
     const int64_t blocks_per_item =
-        std::max<int64_t>(1, std::min(blocks, max_rows / kernels.max_rows));
+        std::max<int64_t>(1, std::min({blocks, max_rows / kernels.max_rows, kMaxItemBlocks}));
     const int64_t item_rows = std::min(g.rows, blocks_per_item * kernels.max_rows);
     int64_t panels = target / (item_rows * kPanelColumns * g.k) / multiple * multiple;
     panels = std::clamp(panels, multiple, max_panels);

@@ -141,7 +141,7 @@ SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (
     Codes codes[P];
     for (int p = 0; p < P; ++p) codes[p] = LoadCodes(g.codes + p * 64);
     for (int r = 0; r < R; ++r) {
-      const RowQuad quad = LoadQuad8(g.x + r * kWordsPerQuad8);
+      const RowQuad quad = LoadQuad8(g.x + r, R);
       for (int p = 0; p < P; ++p) dots[r][p] = AddDots8(dots[r][p], codes[p], quad);
     }
     g.x += R * kWordsPerQuad8;

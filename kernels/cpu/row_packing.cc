@@ -5,37 +5,17 @@ namespace switchyard::SY_CPU_PATH {
 namespace {
 
 template <typename T>
-void WidenRows(const T* x, int64_t ld, int64_t rows, int64_t k, float* out) {
-  for (int64_t i = 0; i < k; ++i)
-    for (int64_t r = 0; r < rows; ++r) *out++ = ScalarAs(x[r * ld + i]);
-}
-
-// For paths with a dot product. Pads k to even with zeros.
-[[maybe_unused]] void PackPairs(const uint16_t* x, int64_t ld, int64_t rows, int64_t k,
-                                uint32_t* out) {
-  for (int64_t i = 0; i < k; i += 2) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const uint32_t low = x[r * ld + i];
-      const uint32_t high = i + 1 < k ? x[r * ld + i + 1] : 0u;
-      *out++ = low | high << 16;
-    }
-  }
-}
-
-template <typename T>
 void QuantizeRows(const T* x, const cpu::PackRowsItem& item) {
   const QuantizedBlock block(item.out, item.rows, item.k, item.format);
-  ActGroup group;
-  for (int64_t r = 0; r < item.rows; ++r, x += item.ld) {
-    for (int64_t k0 = 0; k0 < item.k; k0 += cpu::kActGroup) {
+  for (int64_t k0 = 0; k0 < item.k; k0 += cpu::kActGroup) {
+    PlaceGroups(block, item.rows, k0, item.k, item.format, [&](int64_t r, ActGroup* group) {
       F16 v[kVectorsPerActGroup];
       for (int i = 0; i < kVectorsPerActGroup; ++i) {
         const int64_t left = item.k - k0 - i * kLanes;
-        v[i] = left <= 0 ? Zero() : LoadSome(x + k0 + i * kLanes, left);
+        v[i] = left <= 0 ? Zero() : LoadSome(x + r * item.ld + k0 + i * kLanes, left);
       }
-      Quantize(v, &group);
-      PlaceGroup(group, block, item.rows, r, k0, item.k, item.format);
-    }
+      Quantize(v, group);
+    });
   }
 }
 
@@ -67,15 +47,18 @@ void PackRows(const cpu::PackRowsItem& item) {
     }
     return;
   }
-  float* out = static_cast<float*>(item.out);
+  uint32_t* out = static_cast<uint32_t*>(item.out);
   if (item.format.type == WeightType::kF32) {
-    WidenRows(x32, item.ld, item.rows, item.k, out);
-  } else if constexpr (kHasBf16Dot) {
-    PackPairs(x16, item.ld, item.rows, item.k, static_cast<uint32_t*>(item.out));
-  } else {
-    WidenRows(x16, item.ld, item.rows, item.k, out);
-    for (int64_t r = 0; item.k % 2 != 0 && r < item.rows; ++r) out[item.k * item.rows + r] = 0.0f;
+    Interleave<4>(item.x, item.ld * 4, item.rows, item.k, out);
+    return;
   }
+  // Pairs of bfloat16, or both widened. An odd k is padded with zero.
+  constexpr int kWordBytes = kHasBf16Dot ? 4 : 2;
+  const int64_t words = kHasBf16Dot ? item.k / 2 : item.k;
+  Interleave<kWordBytes>(item.x, item.ld * 2, item.rows, words, out);
+  if (item.k % 2 == 0) return;
+  out += words * item.rows;
+  for (int64_t r = 0; r < item.rows; ++r) out[r] = kHasBf16Dot ? x16[r * item.ld + item.k - 1] : 0u;
 }
 
 }  // namespace switchyard::SY_CPU_PATH

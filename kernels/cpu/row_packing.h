@@ -1,6 +1,6 @@
 // Rows as the tiles of a matrix product read them; one block of R rows at a time, row_bytes each:
 //   kF32, kBF16  [k or pairs of k][R] (row_packing.cc)
-//   quantised    codes [quads of k][R][words per quad], then scales [ceil(k / 128)][R] float32,
+//   quantised    codes [quads of k][words per quad][R], then scales [ceil(k / 128)][R] float32,
 //   then
 //                for every group of weights the row's sum of codes, [ceil(k / group)][R]: int32
 //                times minus the fixed zero point, or float32 where the zero points vary
@@ -8,6 +8,7 @@
 // = round(x * (127 / max)), ties to even. A NaN or infinity makes the group's scale NaN.
 #pragma once
 
+#include "kernels/cpu/interleave.h"
 #include "kernels/cpu/kernels.h"
 
 namespace switchyard::SY_CPU_PATH {
@@ -53,38 +54,51 @@ SY_INLINE void Quantize(const F16 (&x)[kVectorsPerActGroup], ActGroup* out) {
   out->scale = !finite ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : m / 127.0f;
 }
 
-// Puts the group that begins at input k0 of row r into the block. k: the row's inputs.
-SY_INLINE void PlaceGroup(const ActGroup& group, const QuantizedBlock& block, int64_t rows,
-                          int64_t r, int64_t k0, int64_t k, WeightFormat f) {
+// The words of a group's codes, one after the other.
+constexpr int64_t kWordsPerActGroup = kQuadsPerActGroup * kWordsPerQuad8;  // at most
+SY_INLINE void CodeWords(const ActGroup& group, WeightFormat f, uint32_t* words) {
+  if (WordsPerQuad(f) == 1) {
+    __builtin_memcpy(words, group.codes, sizeof(group.codes));
+    return;
+  }
+  typedef int16_t Shorts16 __attribute__((vector_size(32), may_alias));
+  for (int64_t q = 0; q < kQuadsPerActGroup; q += 8, words += 16) {
+    const Shorts16 codes = *reinterpret_cast<const Shorts16*>(group.codes + 4 * q);
+    // Sign-extended: inputs 0 and 2 of each quad, then 1 and 3.
+    const Words8 even = reinterpret_cast<Words8>((codes << 8) >> 8);
+    const Words8 odd = reinterpret_cast<Words8>(codes >> 8);
+    StoreWords(__builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11), words);
+    StoreWords(__builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15), words + 8);
+  }
+}
+
+// The groups of 128 inputs that begin at input k0, of all rows of a block: row r's is made by
+// make(r, &group).
+template <typename Make>
+SY_INLINE void PlaceGroups(const QuantizedBlock& block, int64_t rows, int64_t k0, int64_t k,
+                           WeightFormat f, const Make& make) {
+  alignas(64) uint32_t words[kMaxInterleaved][kWordsPerActGroup];
+  const int32_t zero = f.type == WeightType::kInt8 ? 128 : 8;
+  for (int64_t r = 0; r < rows; ++r) {
+    ActGroup group;
+    make(r, &group);
+    CodeWords(group, f, words[r]);
+    block.scales[k0 / cpu::kActGroup * rows + r] = group.scale;
+    for (int64_t g = k0 / f.group, i = 0; i < cpu::kActGroup && k0 + i < k; ++g, i += f.group) {
+      int32_t sum = 0;
+      for (int64_t j = 0; j < f.group; ++j) sum += group.codes[i + j];
+      if (f.zero_points) {
+        const float s = static_cast<float>(sum);
+        __builtin_memcpy(&block.sums[g * rows + r], &s, 4);
+      } else {
+        block.sums[g * rows + r] = -zero * sum;
+      }
+    }
+  }
   const int64_t left = NumQuads(k, f) - k0 / 4;
   const int64_t quads = left < kQuadsPerActGroup ? left : kQuadsPerActGroup;
-  const int64_t words_per_quad = WordsPerQuad(f);
-  uint32_t* out = block.words + (k0 / 4 * rows + r) * words_per_quad;
-  for (int64_t q = 0; q < quads; ++q, out += rows * words_per_quad) {
-    const int8_t* c = group.codes + 4 * q;
-    if (words_per_quad == 1) {
-      __builtin_memcpy(out, c, 4);
-    } else {
-      const auto pair = [](int8_t low, int8_t high) {
-        return static_cast<uint32_t>(static_cast<uint16_t>(low)) |
-               static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
-      };
-      out[0] = pair(c[0], c[2]);
-      out[1] = pair(c[1], c[3]);
-    }
-  }
-  block.scales[k0 / cpu::kActGroup * rows + r] = group.scale;
-  const int32_t zero = f.type == WeightType::kInt8 ? 128 : 8;
-  for (int64_t g = k0 / f.group, i = 0; i < cpu::kActGroup && k0 + i < k; ++g, i += f.group) {
-    int32_t sum = 0;
-    for (int64_t j = 0; j < f.group; ++j) sum += group.codes[i + j];
-    if (f.zero_points) {
-      const float s = static_cast<float>(sum);
-      __builtin_memcpy(&block.sums[g * rows + r], &s, 4);
-    } else {
-      block.sums[g * rows + r] = -zero * sum;
-    }
-  }
+  Interleave<4>(words, sizeof(words[0]), rows, quads * WordsPerQuad(f),
+                block.words + k0 / 4 * rows * WordsPerQuad(f));
 }
 
 }  // namespace switchyard::SY_CPU_PATH

@@ -109,7 +109,8 @@ SY_INLINE Codes HighHalves(Codes c) {
 }
 SY_INLINE __m256i SplatWord(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
 // Exact sums of codes times the signed bytes of a row, 16 columns at once. 8-bit codes: products of
-// 16-bit numbers, as maddubs would saturate; a row's 4 inputs are two words (0, 2), (1, 3).
+// 16-bit numbers, as maddubs would saturate; a row's 4 inputs are two words (0, 2), (1, 3), which
+// lie `rows` words apart.
 struct Dots8 {
   __m256i lo, hi;
 };
@@ -126,7 +127,9 @@ SY_INLINE __m256i DotHalf8(__m256i sum, __m256i codes, __m256i x02, __m256i x13)
 struct RowQuad {
   __m256i a, b;
 };
-SY_INLINE RowQuad LoadQuad8(const uint32_t* x) { return {SplatWord(x[0]), SplatWord(x[1])}; }
+SY_INLINE RowQuad LoadQuad8(const uint32_t* x, int64_t rows) {
+  return {SplatWord(x[0]), SplatWord(x[rows])};
+}
 SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return {SplatWord(x[0]), SplatWord(x[0])}; }
 SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
   return {DotHalf8(d.lo, c.lo, x.a, x.b), DotHalf8(d.hi, c.hi, x.a, x.b)};

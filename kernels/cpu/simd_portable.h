@@ -112,13 +112,13 @@ SY_INLINE Dots8 StartDots8(int32_t start) { return Splat(static_cast<float>(star
 struct RowQuad {
   float v[4];
 };
-SY_INLINE RowQuad LoadQuad8(const uint32_t* x) {
+SY_INLINE RowQuad LoadQuad4(const uint32_t* x) {
   RowQuad q;
   for (int byte = 0; byte < 4; ++byte)
     q.v[byte] = static_cast<float>(static_cast<int8_t>(*x >> 8 * byte));
   return q;
 }
-SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return LoadQuad8(x); }
+SY_INLINE RowQuad LoadQuad8(const uint32_t* x, int64_t /*rows*/) { return LoadQuad4(x); }
 SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
   for (int byte = 0; byte < 4; ++byte)
     for (int i = 0; i < 4; ++i)

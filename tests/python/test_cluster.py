@@ -98,6 +98,23 @@ def test_equal_bits(truth, attention, experts, balance, micro_batches):
             assert metrics.value(f"switchyard_{name}_total") > 0, name
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_equal_bits_of_quantized_weights(truth, start_server, quantization):
+    flags = ("--quantization", quantization)
+    with start_server(MODEL, *flags, name=f"one-{quantization}") as server:
+        expected = [ask(server, body) for body in PROMPTS]
+    assert expected != truth, "these weights give other numbers"
+    moves = ("--min-expert-workers", 2, "--balance", "llep", "--expert-foreign-slots", 2)
+    with Cluster(MODEL, *flags, *moves, name=f"bits-{quantization}", attention=2, experts=2, worker_flags=flags) as cluster:
+        cluster.wait_serving(2, 2)
+        assert ask_all(cluster.server, PROMPTS * 2) == expected * 2
+
+        def moved():  # told once a second
+            return cluster.server.metrics().value("switchyard_expert_weight_transfers_total") > 0
+
+        harness.wait_for(moved, "quantised weights to travel between processes")
+
+
 LONG = {"prompt": "go on", "max_tokens": 300, "temperature": 1, "seed": 3, "ignore_eos": True, "logprobs": 0}
 
 
