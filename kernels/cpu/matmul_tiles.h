@@ -36,19 +36,18 @@ template <int P>
 SY_INLINE void PrefetchStep(const void* now, const std::byte* next) {
   const std::byte* ahead =
       P < cpu::kSlabPanels ? next : static_cast<const std::byte*>(now) + kAheadBytes;
-  for (int p = 0; p < P; ++p) Prefetch(ahead + p * 64);
+  SY_UNROLL for (int p = 0; p < P; ++p) Prefetch(ahead + p * 64);
 }
 
 template <int R, int P>
 SY_INLINE void LoadSums(const TileArgs& a, F16 (&acc)[R][P]) {
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p)
-      acc[r][p] = a.first ? Zero() : Load(a.sums + p * a.panel_stride + r * kLanes);
+  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) acc[r][p] =
+      a.first ? Zero() : Load(a.sums + p * a.panel_stride + r * kLanes);
 }
 template <int R, int P>
 SY_INLINE void StoreSums(const TileArgs& a, const F16 (&acc)[R][P]) {
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) Store(a.sums + p * a.panel_stride + r * kLanes, acc[r][p]);
+  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p)
+      Store(a.sums + p * a.panel_stride + r * kLanes, acc[r][p]);
 }
 
 template <int R, int P>
@@ -60,9 +59,9 @@ void TileF32(const TileArgs& a) {
   const std::byte* next = a.next;
   for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
     PrefetchStep<P>(w, next);
-    for (int p = 0; p < P; ++p) {
+    SY_UNROLL for (int p = 0; p < P; ++p) {
       const F16 wv = Load(reinterpret_cast<const float*>(w) + p * kLanes);
-      for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]);
+      SY_UNROLL for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]);
     }
   }
   StoreSums<R, P>(a, acc);
@@ -79,21 +78,21 @@ void TileBf16(const TileArgs& a) {
   for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
     PrefetchStep<P>(w, next);
     __m512i wv[P];
-    for (int p = 0; p < P; ++p)
-      wv[p] = LoadPair(reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes);
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) acc[r][p] = DotPair(acc[r][p], wv[p], x[r]);
+    SY_UNROLL for (int p = 0; p < P; ++p) wv[p] =
+        LoadPair(reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes);
+    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) acc[r][p] =
+        DotPair(acc[r][p], wv[p], x[r]);
   }
 #else
   const float* x = static_cast<const float*>(a.x);
   for (int64_t k = 0; k < a.num_steps; ++k, x += 2 * R, w += a.step_bytes, next += a.next_bytes) {
     PrefetchStep<P>(w, next);
-    for (int p = 0; p < P; ++p) {
+    SY_UNROLL for (int p = 0; p < P; ++p) {
       const uint16_t* pairs = reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes;
       const F16 even = LoadPairEven(pairs);
-      for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), even, acc[r][p]);
+      SY_UNROLL for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), even, acc[r][p]);
       const F16 odd = LoadPairOdd(pairs);
-      for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[R + r]), odd, acc[r][p]);
+      SY_UNROLL for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[R + r]), odd, acc[r][p]);
     }
   }
 #endif
@@ -114,13 +113,13 @@ struct GroupCursor {
 // The fixed zero point is in the value that the integer sums start from.
 template <int R, int P>
 SY_INLINE void AddScaled(const GroupCursor& g, const F16 (&dots)[R][P], F16 (&part)[R][P]) {
-  for (int p = 0; p < P; ++p) {
+  SY_UNROLL for (int p = 0; p < P; ++p) {
     const F16 scale = LoadHalf(reinterpret_cast<const uint16_t*>(g.scales) + p * kLanes);
-    for (int r = 0; r < R; ++r) part[r][p] = Fma(dots[r][p], scale, part[r][p]);
+    SY_UNROLL for (int r = 0; r < R; ++r) part[r][p] = Fma(dots[r][p], scale, part[r][p]);
     if (g.zeros == nullptr) continue;
     const F16 zero = LoadBytes(reinterpret_cast<const uint8_t*>(g.zeros) + p * kLanes);
     const F16 scaled_zero = Neg(Mul(scale, zero));  // exact: 11 and 8 bits
-    for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int r = 0; r < R; ++r) {
       float sum;
       __builtin_memcpy(&sum, &g.x_sums[r], 4);
       part[r][p] = Fma(scaled_zero, Splat(sum), part[r][p]);
@@ -131,26 +130,68 @@ SY_INLINE int32_t StartOf(const GroupCursor& g, int r) {
   return g.zeros == nullptr ? g.x_sums[r] : 0;
 }
 
+// One step of a tile: the codes of P panels times R rows' words.
+#if defined(SY_CPU_AVX2)
+template <int R, int P>
+SY_INLINE void AddStep8(const uint8_t* codes, const uint32_t* x, Dots8 (&dots)[R][P]) {
+  SY_UNROLL for (int p = 0; p < P; ++p) {
+    SY_UNROLL for (int h = 0; h < 2; ++h) {
+      const CodePairs c = LoadPairs8(codes + p * 64 + h * 32);
+      SY_UNROLL for (int r = 0; r < R; ++r) AddPairs8(&dots[r][p].half[h], c, x[r], x[R + r]);
+    }
+  }
+}
+template <int R, int P>
+SY_INLINE void AddStep4(const uint8_t* codes, const uint32_t* x, Dots4 (&dots)[R][P]) {
+  SY_UNROLL for (int p = 0; p < P; ++p) {
+    SY_UNROLL for (int h = 0; h < 2; ++h) {
+      const CodePairs c = LoadPairs4(codes + p * 64 + h * 32);
+      SY_UNROLL for (int r = 0; r < R; ++r) AddPairs4(&dots[r][p].half[h], c, x[r], x[R + r]);
+    }
+  }
+}
+#else
+template <int R, int P>
+SY_INLINE void AddQuads(const Codes (&codes)[P], const uint32_t* x, Dots8 (&dots)[R][P]) {
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    const RowQuad quad = LoadQuad(x + r);
+    SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] = AddDots8(dots[r][p], codes[p], quad);
+  }
+}
+template <int R, int P>
+SY_INLINE void AddStep8(const uint8_t* codes, const uint32_t* x, Dots8 (&dots)[R][P]) {
+  Codes c[P];
+  SY_UNROLL for (int p = 0; p < P; ++p) c[p] = LoadCodes(codes + p * 64);
+  AddQuads<R, P>(c, x, dots);
+}
+template <int R, int P>
+SY_INLINE void AddStep4(const uint8_t* codes, const uint32_t* x, Dots4 (&dots)[R][P]) {
+  Codes low[P], high[P];
+  SY_UNROLL for (int p = 0; p < P; ++p) {
+    const Codes c = LoadCodes(codes + p * 64);
+    low[p] = LowHalves(c);
+    high[p] = HighHalves(c);
+  }
+  AddQuads<R, P>(low, x, dots);
+  AddQuads<R, P>(high, x + R, dots);
+}
+#endif
+
 template <int R, int P>
 SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   Dots8 dots[R][P];
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) dots[r][p] = StartDots8(StartOf(g, r));
+  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] =
+      StartDots8(StartOf(g, r));
   for (int64_t k = 0; k < num_k; k += 4) {
     PrefetchStep<P>(g.codes, g.next);
-    Codes codes[P];
-    for (int p = 0; p < P; ++p) codes[p] = LoadCodes(g.codes + p * 64);
-    for (int r = 0; r < R; ++r) {
-      const RowQuad quad = LoadQuad8(g.x + r, R);
-      for (int p = 0; p < P; ++p) dots[r][p] = AddDots8(dots[r][p], codes[p], quad);
-    }
+    AddStep8<R, P>(g.codes, g.x, dots);
     g.x += R * kWordsPerQuad8;
     g.codes += a.step_bytes;
     g.next += a.next_bytes;
   }
   F16 sums[R][P];
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) sums[r][p] = EndDots8(dots[r][p]);
+  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) sums[r][p] =
+      EndDots8(dots[r][p]);
   AddScaled<R, P>(g, sums, part);
 }
 
@@ -158,36 +199,23 @@ template <int R, int P>
 SY_INLINE void AddGroup4(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   constexpr int64_t kFold = 32;
   Dots4 dots[R][P];
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) dots[r][p] = StartDots4(StartOf(g, r));
+  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] =
+      StartDots4(StartOf(g, r));
   for (int64_t k0 = 0; k0 < num_k; k0 += kFold) {
     const int64_t end = k0 + kFold < num_k ? k0 + kFold : num_k;
     for (int64_t k = k0; k < end; k += 8) {
       PrefetchStep<P>(g.codes, g.next);
-      Codes low[P], high[P];
-      for (int p = 0; p < P; ++p) {
-        const Codes codes = LoadCodes(g.codes + p * 64);
-        low[p] = LowHalves(codes);
-        high[p] = HighHalves(codes);
-      }
-      for (int r = 0; r < R; ++r) {
-        const RowQuad quad = LoadQuad4(g.x + r);
-        for (int p = 0; p < P; ++p) dots[r][p] = AddDots4(dots[r][p], low[p], quad);
-      }
-      for (int r = 0; r < R; ++r) {
-        const RowQuad quad = LoadQuad4(g.x + R + r);
-        for (int p = 0; p < P; ++p) dots[r][p] = AddDots4(dots[r][p], high[p], quad);
-      }
+      AddStep4<R, P>(g.codes, g.x, dots);
       g.x += 2 * R;
       g.codes += a.step_bytes;
       g.next += a.next_bytes;
     }
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) dots[r][p] = FoldDots4(dots[r][p]);
+    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] =
+        FoldDots4(dots[r][p]);
   }
   F16 sums[R][P];
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) sums[r][p] = EndDots4(dots[r][p]);
+  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) sums[r][p] =
+      EndDots4(dots[r][p]);
   AddScaled<R, P>(g, sums, part);
 }
 
@@ -208,8 +236,7 @@ void TileQuantized(const TileArgs& a) {
   const float* x_scale = a.x_scales;
   for (int64_t k0 = 0; k0 < a.num_k; k0 += cpu::kActGroup, x_scale += R) {
     F16 part[R][P];
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) part[r][p] = Zero();
+    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) part[r][p] = Zero();
     for (int64_t k = k0; k < k0 + cpu::kActGroup && k < a.num_k; k += a.group) {
       const int64_t num_k = a.num_k - k < a.group ? a.num_k - k : a.group;
       const std::byte* header = P < cpu::kSlabPanels ? g.next : g.scales + kAheadBytes;
@@ -225,8 +252,8 @@ void TileQuantized(const TileArgs& a) {
       g.scales += group_bytes;
       if (g.zeros != nullptr) g.zeros += group_bytes;
     }
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) acc[r][p] = Fma(part[r][p], Splat(x_scale[r]), acc[r][p]);
+    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) acc[r][p] =
+        Fma(part[r][p], Splat(x_scale[r]), acc[r][p]);
   }
   StoreSums<R, P>(a, acc);
 }

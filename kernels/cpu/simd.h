@@ -14,6 +14,12 @@
 #endif
 
 #define SY_INLINE inline __attribute__((always_inline))
+// Before loops over rows and panels of a tile: unrolled early enough that sums stay in registers.
+#if defined(__clang__)
+#define SY_UNROLL _Pragma("unroll")
+#else
+#define SY_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 #if defined(SY_CPU_AVX512)
 #include "kernels/cpu/simd_avx512.h"

@@ -92,67 +92,76 @@ SY_INLINE F16 LoadPairOdd(const uint16_t* p) {
           _mm256_castsi256_ps(_mm256_and_si256(m, _mm256_loadu_si256(q + 1)))};
 }
 
-// Quantised products. Codes: 4 inputs of 16 columns, unsigned bytes.
-struct Codes {
-  __m256i lo, hi;
-};
-SY_INLINE Codes LoadCodes(const uint8_t* p) {
-  const __m256i* q = reinterpret_cast<const __m256i*>(p);
-  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
-}
-SY_INLINE Codes LowHalves(Codes c) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(c.lo, mask), _mm256_and_si256(c.hi, mask)};
-}
-SY_INLINE Codes HighHalves(Codes c) {
-  return LowHalves({_mm256_srli_epi16(c.lo, 4), _mm256_srli_epi16(c.hi, 4)});
-}
-SY_INLINE __m256i SplatWord(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
-// Exact sums of codes times the signed bytes of a row, 16 columns at once. 8-bit codes: products of
-// 16-bit numbers, as maddubs would saturate; a row's 4 inputs are two words (0, 2), (1, 3), which
-// lie `rows` words apart.
-struct Dots8 {
-  __m256i lo, hi;
-};
-constexpr int kWordsPerQuad8 = 2;
-SY_INLINE Dots8 StartDots8(int32_t start) {
-  return {_mm256_set1_epi32(start), _mm256_set1_epi32(start)};
-}
-SY_INLINE __m256i DotHalf8(__m256i sum, __m256i codes, __m256i x02, __m256i x13) {
-  const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-  const __m256i odd = _mm256_srli_epi16(codes, 8);
-  return _mm256_add_epi32(
-      sum, _mm256_add_epi32(_mm256_madd_epi16(even, x02), _mm256_madd_epi16(odd, x13)));
-}
-struct RowQuad {
+// Quantised products: exact sums of codes times the signed bytes of a row, 8 columns at once. 32
+// bytes of codes, as two operands; what fills them is read from memory each time, as above.
+struct CodePairs {
   __m256i a, b;
 };
-SY_INLINE RowQuad LoadQuad8(const uint32_t* x, int64_t rows) {
-  return {SplatWord(x[0]), SplatWord(x[rows])};
+alignas(32) inline constexpr uint16_t kLowBytes[16] = {255, 255, 255, 255, 255, 255, 255, 255,
+                                                       255, 255, 255, 255, 255, 255, 255, 255};
+alignas(32) inline constexpr uint16_t kLowNibbles[16] = {
+    0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f,
+    0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f};
+SY_INLINE __m256i Masked(__m256i v, const uint16_t* mask) {
+  asm("" : "+r"(mask));
+  return _mm256_and_si256(v, _mm256_load_si256(reinterpret_cast<const __m256i*>(mask)));
 }
-SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return {SplatWord(x[0]), SplatWord(x[0])}; }
-SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
-  return {DotHalf8(d.lo, c.lo, x.a, x.b), DotHalf8(d.hi, c.hi, x.a, x.b)};
+// 8-bit codes: products of 16-bit numbers, as maddubs would saturate; a row's 4 inputs are two
+// words (0, 2), (1, 3).
+constexpr int kWordsPerQuad8 = 2;
+struct Dots8 {
+  __m256i half[2];
+};
+SY_INLINE Dots8 StartDots8(int32_t start) {
+  return {{_mm256_set1_epi32(start), _mm256_set1_epi32(start)}};
 }
-SY_INLINE F16 EndDots8(Dots8 d) { return {_mm256_cvtepi32_ps(d.lo), _mm256_cvtepi32_ps(d.hi)}; }
+SY_INLINE CodePairs LoadPairs8(const uint8_t* p) {
+  const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {Masked(c, kLowBytes), _mm256_srli_epi16(c, 8)};
+}
+// By hand: 12 sums, the codes and two more registers are all there are, and GCC 12 spills sums.
+SY_INLINE void AddPairs8(__m256i* sum, CodePairs c, const uint32_t& x02, const uint32_t& x13) {
+  __m256i t, u;
+  asm("vpbroadcastd %3, %1\n\t"
+      "vpbroadcastd %4, %2\n\t"
+      "vpmaddwd %5, %1, %1\n\t"
+      "vpmaddwd %6, %2, %2\n\t"
+      "vpaddd %2, %1, %1\n\t"
+      "vpaddd %1, %0, %0"
+      : "+x"(*sum), "=&x"(t), "=&x"(u)
+      : "m"(x02), "m"(x13), "x"(c.a), "x"(c.b));
+}
+SY_INLINE F16 EndDots8(Dots8 d) {
+  return {_mm256_cvtepi32_ps(d.half[0]), _mm256_cvtepi32_ps(d.half[1])};
+}
 // 4-bit codes: pairs fit 16 bits up to 32 inputs (8 * 2 * 15 * 127 = 30480), then they are folded.
 struct Dots4 {
   Dots8 sum;
-  __m256i lo, hi;
+  __m256i half[2];
 };
 SY_INLINE Dots4 StartDots4(int32_t start) {
-  return {StartDots8(start), _mm256_setzero_si256(), _mm256_setzero_si256()};
+  return {StartDots8(start), {_mm256_setzero_si256(), _mm256_setzero_si256()}};
 }
-SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, RowQuad x) {
-  return {d.sum, _mm256_add_epi16(d.lo, _mm256_maddubs_epi16(c.lo, x.a)),
-          _mm256_add_epi16(d.hi, _mm256_maddubs_epi16(c.hi, x.a))};
+SY_INLINE CodePairs LoadPairs4(const uint8_t* p) {
+  const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {Masked(c, kLowNibbles), Masked(_mm256_srli_epi16(c, 4), kLowNibbles)};
+}
+SY_INLINE void AddPairs4(__m256i* sum, CodePairs c, const uint32_t& low, const uint32_t& high) {
+  __m256i t, u;
+  asm("vpbroadcastd %3, %1\n\t"
+      "vpbroadcastd %4, %2\n\t"
+      "vpmaddubsw %1, %5, %1\n\t"
+      "vpmaddubsw %2, %6, %2\n\t"
+      "vpaddw %2, %1, %1\n\t"
+      "vpaddw %1, %0, %0"
+      : "+x"(*sum), "=&x"(t), "=&x"(u)
+      : "m"(low), "m"(high), "x"(c.a), "x"(c.b));
 }
 SY_INLINE Dots4 FoldDots4(Dots4 d) {
   const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
-  return {{_mm256_add_epi32(d.sum.lo, _mm256_madd_epi16(d.lo, ones)),
-           _mm256_add_epi32(d.sum.hi, _mm256_madd_epi16(d.hi, ones))},
-          zero,
-          zero};
+  return {{{_mm256_add_epi32(d.sum.half[0], _mm256_madd_epi16(d.half[0], ones)),
+            _mm256_add_epi32(d.sum.half[1], _mm256_madd_epi16(d.half[1], ones))}},
+          {zero, zero}};
 }
 SY_INLINE F16 EndDots4(Dots4 d) { return EndDots8(d.sum); }
 

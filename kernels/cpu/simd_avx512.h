@@ -70,8 +70,7 @@ using Dots8 = __m512i;
 using Dots4 = __m512i;
 constexpr int kWordsPerQuad8 = 1;  // 32-bit words that hold 4 inputs of a row
 using RowQuad = __m512i;
-SY_INLINE RowQuad LoadQuad4(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
-SY_INLINE RowQuad LoadQuad8(const uint32_t* x, int64_t /*rows*/) { return LoadQuad4(x); }
+SY_INLINE RowQuad LoadQuad(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
 SY_INLINE Dots8 StartDots8(int32_t start) { return _mm512_set1_epi32(start); }
 SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
   asm("vpdpbusd %2, %1, %0"
@@ -81,7 +80,6 @@ SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
 }
 SY_INLINE F16 EndDots8(Dots8 d) { return {_mm512_cvtepi32_ps(d)}; }
 SY_INLINE Dots4 StartDots4(int32_t start) { return StartDots8(start); }
-SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, RowQuad x) { return AddDots8(d, c, x); }
 SY_INLINE Dots4 FoldDots4(Dots4 d) { return d; }
 SY_INLINE F16 EndDots4(Dots4 d) { return EndDots8(d); }
 

@@ -112,13 +112,12 @@ SY_INLINE Dots8 StartDots8(int32_t start) { return Splat(static_cast<float>(star
 struct RowQuad {
   float v[4];
 };
-SY_INLINE RowQuad LoadQuad4(const uint32_t* x) {
+SY_INLINE RowQuad LoadQuad(const uint32_t* x) {
   RowQuad q;
   for (int byte = 0; byte < 4; ++byte)
     q.v[byte] = static_cast<float>(static_cast<int8_t>(*x >> 8 * byte));
   return q;
 }
-SY_INLINE RowQuad LoadQuad8(const uint32_t* x, int64_t /*rows*/) { return LoadQuad4(x); }
 SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
   for (int byte = 0; byte < 4; ++byte)
     for (int i = 0; i < 4; ++i)
@@ -127,7 +126,6 @@ SY_INLINE Dots8 AddDots8(Dots8 d, Codes c, RowQuad x) {
 }
 SY_INLINE F16 EndDots8(Dots8 d) { return d; }
 SY_INLINE Dots4 StartDots4(int32_t start) { return StartDots8(start); }
-SY_INLINE Dots4 AddDots4(Dots4 d, Codes c, RowQuad x) { return AddDots8(d, c, x); }
 SY_INLINE Dots4 FoldDots4(Dots4 d) { return d; }
 SY_INLINE F16 EndDots4(Dots4 d) { return d; }
 
