@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -31,10 +32,13 @@ std::vector<char*> Pointers(std::vector<std::string>* strings) {
 }  // namespace
 
 ChildWorkers::ChildWorkers(ChildWorkersOptions options) : options_(std::move(options)) {
-  for (int i = 0; i < options_.attention_workers; ++i)
-    children_.push_back({"attention", absl::StrCat("attention-", i), 0, {}});
-  for (int i = 0; i < options_.expert_workers; ++i)
-    children_.push_back({"expert", absl::StrCat("expert-", i), 0, {}});
+  const auto add = [&](const char* role, int count) {
+    const int threads = std::max(1, options_.threads / count);
+    for (int i = 0; i < count; ++i)
+      children_.push_back({role, absl::StrCat(role, "-", i), threads, 0, {}});
+  };
+  add("attention", options_.attention_workers);
+  add("expert", options_.expert_workers);
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -64,7 +68,9 @@ void ChildWorkers::Run() {
 
 void ChildWorkers::Start(Child* child) {
   std::vector<std::string> arguments = {
-      "switchyard", "worker", "--role", child->role, "--name", child->name, "--exit-with-parent"};
+      "switchyard",         "worker",    "--role",
+      child->role,          "--name",    child->name,
+      "--exit-with-parent", "--threads", absl::StrCat(child->threads)};
   arguments.insert(arguments.end(), options_.arguments.begin(), options_.arguments.end());
   std::vector<std::string> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {

@@ -18,7 +18,8 @@ namespace switchyard {
 struct ChildWorkersOptions {
   int attention_workers = 1;
   int expert_workers = 2;
-  std::vector<std::string> arguments;  // of every worker, besides --role and --name
+  int threads = 1;  // that compute at once; the two pools take turns within a step, so each has all
+  std::vector<std::string> arguments;  // of every worker, besides --role, --name and --threads
   std::string token;  // handed over in the environment, where others cannot read it
 };
 
@@ -30,6 +31,7 @@ class ChildWorkers {
  private:
   struct Child {
     std::string role, name;
+    int threads = 1;
     pid_t pid = 0;  // 0: not running
     std::chrono::steady_clock::time_point start_at;
   };

@@ -1,5 +1,4 @@
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <memory>
 #include <random>
 #include <thread>
@@ -39,11 +38,11 @@ int RunProcesses(const ServeFlags& flags) {
   cluster.planner = cell.planner;
   std::random_device random;
   for (int i = 0; i < 8; ++i) absl::StrAppend(&cluster.cluster.token, absl::Hex(random()));
-  const int workers = cell.attention_workers + cell.expert_workers;
   const int cores =
       cell.threads > 0 ? cell.threads : static_cast<int>(std::thread::hardware_concurrency());
   ChildWorkersOptions children{.attention_workers = cell.attention_workers,
                                .expert_workers = cell.expert_workers,
+                               .threads = cores,
                                .arguments = {},
                                .token = cluster.cluster.token};
   const auto add = [&](const char* flag, const auto& value) {
@@ -51,7 +50,6 @@ int RunProcesses(const ServeFlags& flags) {
     children.arguments.push_back(absl::StrCat(value));
   };
   add("--model", cell.model_dir);
-  add("--threads", std::max(1, cores / workers));
   add("--dtype", cell.dtype);
   add("--isa", cell.isa);
   add("--quantization", cell.formats.quantization);

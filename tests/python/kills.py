@@ -125,9 +125,16 @@ class Kills:
         self._wait_recovered()
         self.cluster.wait_serving(self.attention, self.experts)
 
+    def _get_on(self, traffic: Traffic):
+        """Whoever was struck makes progress: a request that is struck three times in a row, the last time alone, fails by design."""
+        tokens = lambda: self.cluster.server.metrics().value("switchyard_generation_tokens_total")  # noqa: E731
+        begun = tokens()
+        harness.wait_for(lambda: traffic.wrong or tokens() >= begun + 2 * STREAMS, "requests to get on")
+
     def run(self, at_least: int, traffic: Traffic):
         while self.points.total() < at_least and not traffic.wrong:
             for role, phase in self.chance.sample(self.all_points, len(self.all_points)):
+                self._get_on(traffic)
                 self.one(role, phase)
                 if self.chance.random() < 0.7 or len(self.cluster.of("expert")) < self.experts:
                     self.cluster.wait_serving(self.attention, self.experts)
@@ -135,6 +142,7 @@ class Kills:
                     return
             self.cluster.wait_serving(self.attention, self.experts)
             for _ in range(PAIRS):
+                self._get_on(traffic)
                 self.two()
 
     def figures(self, traffic: Traffic) -> str:
