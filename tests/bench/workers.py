@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What several expert workers cost: one process with one expert worker, one with two, and processes of one thread each.
+"""What several expert workers cost: one process with one expert worker, one with two, and two expert workers as processes.
 
 Three servers of one model take turns at the same load (requests at once that each draw --tokens ids from 16 random ones, over
 HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of tokens per second, to the
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=str(ROOT / "build" / "release" / "bin" / "switchyard"))
     parser.add_argument("--model", default=str(ROOT / "models" / "demo"), help="checkpoint folder (default: the demo model)")
+    parser.add_argument("--quantization", default="none", help="none, int8 or int4 (default: none)")
     parser.add_argument("--requests", default="1,4,16", help="requests at once (default: 1,4,16)")
     parser.add_argument("--tokens", type=int, default=96, help="drawn by each request (default: 96)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
@@ -48,7 +49,7 @@ def main() -> None:
         "2 expert workers": ("--expert-workers", 2),
         "3 processes": ("--expert-workers", 2, "--processes"),
     }
-    common = ("--kv-cache-memory", "256MiB", "--served-model-name", "m")
+    common = ("--max-model-len", 512, "--kv-cache-memory", "256MiB", "--served-model-name", "m", "--quantization", args.quantization)
     servers: dict[str, harness.Server] = {}
     rng = random.Random(1)
     rows = []
