@@ -42,6 +42,7 @@ TEST(BenchKernelsTest, EveryRowHasItsFigures) {
   }
   EXPECT_EQ(compared, 16);  // 8 batches of plain products in bfloat16 and int8
   EXPECT_NE(report.Text().find("moe layer"), std::string::npos);
+  EXPECT_EQ(report.onednn_has_bf16, report.Text().find("its float32") == std::string::npos);
   EXPECT_NE(report.Json().find("\"op\": \"matmul cached\", \"format\": \"int4/32\""),
             std::string::npos);
 }

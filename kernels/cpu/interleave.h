@@ -8,6 +8,7 @@ namespace switchyard::SY_CPU_PATH {
 
 typedef uint32_t Words8 __attribute__((vector_size(32)));
 // In memory, of any type and alignment.
+typedef uint32_t WordInMemory __attribute__((may_alias));
 typedef uint32_t Words8InMemory __attribute__((vector_size(32), aligned(1), may_alias));
 typedef uint16_t Halves8InMemory __attribute__((vector_size(16), aligned(1), may_alias));
 
@@ -59,8 +60,9 @@ template <int kWordBytes>
 SY_INLINE void Interleave(const void* x, int64_t row_bytes, int64_t rows, int64_t words,
                           uint32_t* out) {
   const std::byte* const begin = static_cast<const std::byte*>(x);
+  WordInMemory* to = out;
   int64_t i = 0;
-  for (; rows >= 4 && i + 8 <= words; i += 8, out += 8 * rows) {
+  for (; rows >= 4 && i + 8 <= words; i += 8, to += 8 * rows) {
     Words8 v[8];
     for (int r = 0; r < 8; ++r) {
       const int64_t row = r < rows ? r : 0;  // any, where there is none
@@ -68,12 +70,12 @@ SY_INLINE void Interleave(const void* x, int64_t row_bytes, int64_t rows, int64_
     }
     Transpose(v);
     // Of every store but the last one, words past `rows` are overwritten by the next.
-    for (int j = 0; j < 7; ++j) StoreWords(v[j], out + j * rows);
-    for (int64_t r = 0; r < rows; ++r) out[7 * rows + r] = v[7][r];
+    for (int j = 0; j < 7; ++j) StoreWords(v[j], to + j * rows);
+    for (int64_t r = 0; r < rows; ++r) to[7 * rows + r] = v[7][r];
   }
   for (; i < words; ++i)
     for (int64_t r = 0; r < rows; ++r)
-      *out++ = LoadWord<kWordBytes>(begin + r * row_bytes + i * kWordBytes);
+      *to++ = LoadWord<kWordBytes>(begin + r * row_bytes + i * kWordBytes);
 }
 
 }  // namespace switchyard::SY_CPU_PATH

@@ -28,7 +28,7 @@ constexpr int64_t kPanelColumns = 16;
 constexpr int kAttentionSplit = 256;  // absolute positions per split: a numerics constant
 // An item's rows * panels of 16 partial sums stay below this.
 constexpr int64_t kMaxItemTiles = 768;
-constexpr int64_t kMaxItemBlocks = 16;  // of rows in an item
+constexpr int64_t kMaxItemBlocks = 48;  // of rows in an item
 
 SY_SHARED constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
 SY_SHARED constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -93,6 +93,7 @@ struct PackRowsItem {
 };
 
 // Blocks x panels of one product.
+// REQUIRES: at most kMaxItemBlocks blocks, rows * panels <= kMaxItemTiles.
 struct MatmulItem {
   const void* x = nullptr;  // packed rows of the whole group
   int64_t rows = 0;         // rows of the group

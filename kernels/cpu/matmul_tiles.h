@@ -36,18 +36,24 @@ template <int P>
 SY_INLINE void PrefetchStep(const void* now, const std::byte* next) {
   const std::byte* ahead =
       P < cpu::kSlabPanels ? next : static_cast<const std::byte*>(now) + kAheadBytes;
-  SY_UNROLL for (int p = 0; p < P; ++p) Prefetch(ahead + p * 64);
+  SY_UNROLL for (int p = 0; p < P; ++p) { Prefetch(ahead + p * 64); }
 }
 
 template <int R, int P>
 SY_INLINE void LoadSums(const TileArgs& a, F16 (&acc)[R][P]) {
-  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) acc[r][p] =
-      a.first ? Zero() : Load(a.sums + p * a.panel_stride + r * kLanes);
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int p = 0; p < P; ++p) {
+      acc[r][p] = a.first ? Zero() : Load(a.sums + p * a.panel_stride + r * kLanes);
+    }
+  }
 }
 template <int R, int P>
 SY_INLINE void StoreSums(const TileArgs& a, const F16 (&acc)[R][P]) {
-  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p)
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int p = 0; p < P; ++p) {
       Store(a.sums + p * a.panel_stride + r * kLanes, acc[r][p]);
+    }
+  }
 }
 
 template <int R, int P>
@@ -61,7 +67,7 @@ void TileF32(const TileArgs& a) {
     PrefetchStep<P>(w, next);
     SY_UNROLL for (int p = 0; p < P; ++p) {
       const F16 wv = Load(reinterpret_cast<const float*>(w) + p * kLanes);
-      SY_UNROLL for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]);
+      SY_UNROLL for (int r = 0; r < R; ++r) { acc[r][p] = Fma(Splat(x[r]), wv, acc[r][p]); }
     }
   }
   StoreSums<R, P>(a, acc);
@@ -78,10 +84,12 @@ void TileBf16(const TileArgs& a) {
   for (int64_t k = 0; k < a.num_steps; ++k, x += R, w += a.step_bytes, next += a.next_bytes) {
     PrefetchStep<P>(w, next);
     __m512i wv[P];
-    SY_UNROLL for (int p = 0; p < P; ++p) wv[p] =
-        LoadPair(reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes);
-    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) acc[r][p] =
-        DotPair(acc[r][p], wv[p], x[r]);
+    SY_UNROLL for (int p = 0; p < P; ++p) {
+      wv[p] = LoadPair(reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes);
+    }
+    SY_UNROLL for (int r = 0; r < R; ++r) {
+      SY_UNROLL for (int p = 0; p < P; ++p) { acc[r][p] = DotPair(acc[r][p], wv[p], x[r]); }
+    }
   }
 #else
   const float* x = static_cast<const float*>(a.x);
@@ -90,9 +98,9 @@ void TileBf16(const TileArgs& a) {
     SY_UNROLL for (int p = 0; p < P; ++p) {
       const uint16_t* pairs = reinterpret_cast<const uint16_t*>(w) + p * 2 * kLanes;
       const F16 even = LoadPairEven(pairs);
-      SY_UNROLL for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[r]), even, acc[r][p]);
+      SY_UNROLL for (int r = 0; r < R; ++r) { acc[r][p] = Fma(Splat(x[r]), even, acc[r][p]); }
       const F16 odd = LoadPairOdd(pairs);
-      SY_UNROLL for (int r = 0; r < R; ++r) acc[r][p] = Fma(Splat(x[R + r]), odd, acc[r][p]);
+      SY_UNROLL for (int r = 0; r < R; ++r) { acc[r][p] = Fma(Splat(x[R + r]), odd, acc[r][p]); }
     }
   }
 #endif
@@ -115,7 +123,7 @@ template <int R, int P>
 SY_INLINE void AddScaled(const GroupCursor& g, const F16 (&dots)[R][P], F16 (&part)[R][P]) {
   SY_UNROLL for (int p = 0; p < P; ++p) {
     const F16 scale = LoadHalf(reinterpret_cast<const uint16_t*>(g.scales) + p * kLanes);
-    SY_UNROLL for (int r = 0; r < R; ++r) part[r][p] = Fma(dots[r][p], scale, part[r][p]);
+    SY_UNROLL for (int r = 0; r < R; ++r) { part[r][p] = Fma(dots[r][p], scale, part[r][p]); }
     if (g.zeros == nullptr) continue;
     const F16 zero = LoadBytes(reinterpret_cast<const uint8_t*>(g.zeros) + p * kLanes);
     const F16 scaled_zero = Neg(Mul(scale, zero));  // exact: 11 and 8 bits
@@ -137,7 +145,7 @@ SY_INLINE void AddStep8(const uint8_t* codes, const uint32_t* x, Dots8 (&dots)[R
   SY_UNROLL for (int p = 0; p < P; ++p) {
     SY_UNROLL for (int h = 0; h < 2; ++h) {
       const CodePairs c = LoadPairs8(codes + p * 64 + h * 32);
-      SY_UNROLL for (int r = 0; r < R; ++r) AddPairs8(&dots[r][p].half[h], c, x[r], x[R + r]);
+      SY_UNROLL for (int r = 0; r < R; ++r) { AddPairs8(&dots[r][p].half[h], c, x[r], x[R + r]); }
     }
   }
 }
@@ -146,7 +154,7 @@ SY_INLINE void AddStep4(const uint8_t* codes, const uint32_t* x, Dots4 (&dots)[R
   SY_UNROLL for (int p = 0; p < P; ++p) {
     SY_UNROLL for (int h = 0; h < 2; ++h) {
       const CodePairs c = LoadPairs4(codes + p * 64 + h * 32);
-      SY_UNROLL for (int r = 0; r < R; ++r) AddPairs4(&dots[r][p].half[h], c, x[r], x[R + r]);
+      SY_UNROLL for (int r = 0; r < R; ++r) { AddPairs4(&dots[r][p].half[h], c, x[r], x[R + r]); }
     }
   }
 }
@@ -155,13 +163,13 @@ template <int R, int P>
 SY_INLINE void AddQuads(const Codes (&codes)[P], const uint32_t* x, Dots8 (&dots)[R][P]) {
   SY_UNROLL for (int r = 0; r < R; ++r) {
     const RowQuad quad = LoadQuad(x + r);
-    SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] = AddDots8(dots[r][p], codes[p], quad);
+    SY_UNROLL for (int p = 0; p < P; ++p) { dots[r][p] = AddDots8(dots[r][p], codes[p], quad); }
   }
 }
 template <int R, int P>
 SY_INLINE void AddStep8(const uint8_t* codes, const uint32_t* x, Dots8 (&dots)[R][P]) {
   Codes c[P];
-  SY_UNROLL for (int p = 0; p < P; ++p) c[p] = LoadCodes(codes + p * 64);
+  SY_UNROLL for (int p = 0; p < P; ++p) { c[p] = LoadCodes(codes + p * 64); }
   AddQuads<R, P>(c, x, dots);
 }
 template <int R, int P>
@@ -180,8 +188,9 @@ SY_INLINE void AddStep4(const uint8_t* codes, const uint32_t* x, Dots4 (&dots)[R
 template <int R, int P>
 SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   Dots8 dots[R][P];
-  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] =
-      StartDots8(StartOf(g, r));
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int p = 0; p < P; ++p) { dots[r][p] = StartDots8(StartOf(g, r)); }
+  }
   for (int64_t k = 0; k < num_k; k += 4) {
     PrefetchStep<P>(g.codes, g.next);
     AddStep8<R, P>(g.codes, g.x, dots);
@@ -190,8 +199,9 @@ SY_INLINE void AddGroup8(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (
     g.next += a.next_bytes;
   }
   F16 sums[R][P];
-  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) sums[r][p] =
-      EndDots8(dots[r][p]);
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int p = 0; p < P; ++p) { sums[r][p] = EndDots8(dots[r][p]); }
+  }
   AddScaled<R, P>(g, sums, part);
 }
 
@@ -199,8 +209,9 @@ template <int R, int P>
 SY_INLINE void AddGroup4(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (&part)[R][P]) {
   constexpr int64_t kFold = 32;
   Dots4 dots[R][P];
-  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] =
-      StartDots4(StartOf(g, r));
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int p = 0; p < P; ++p) { dots[r][p] = StartDots4(StartOf(g, r)); }
+  }
   for (int64_t k0 = 0; k0 < num_k; k0 += kFold) {
     const int64_t end = k0 + kFold < num_k ? k0 + kFold : num_k;
     for (int64_t k = k0; k < end; k += 8) {
@@ -210,12 +221,14 @@ SY_INLINE void AddGroup4(const TileArgs& a, int64_t num_k, GroupCursor& g, F16 (
       g.codes += a.step_bytes;
       g.next += a.next_bytes;
     }
-    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) dots[r][p] =
-        FoldDots4(dots[r][p]);
+    SY_UNROLL for (int r = 0; r < R; ++r) {
+      SY_UNROLL for (int p = 0; p < P; ++p) { dots[r][p] = FoldDots4(dots[r][p]); }
+    }
   }
   F16 sums[R][P];
-  SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) sums[r][p] =
-      EndDots4(dots[r][p]);
+  SY_UNROLL for (int r = 0; r < R; ++r) {
+    SY_UNROLL for (int p = 0; p < P; ++p) { sums[r][p] = EndDots4(dots[r][p]); }
+  }
   AddScaled<R, P>(g, sums, part);
 }
 
@@ -236,7 +249,9 @@ void TileQuantized(const TileArgs& a) {
   const float* x_scale = a.x_scales;
   for (int64_t k0 = 0; k0 < a.num_k; k0 += cpu::kActGroup, x_scale += R) {
     F16 part[R][P];
-    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) part[r][p] = Zero();
+    SY_UNROLL for (int r = 0; r < R; ++r) {
+      SY_UNROLL for (int p = 0; p < P; ++p) { part[r][p] = Zero(); }
+    }
     for (int64_t k = k0; k < k0 + cpu::kActGroup && k < a.num_k; k += a.group) {
       const int64_t num_k = a.num_k - k < a.group ? a.num_k - k : a.group;
       const std::byte* header = P < cpu::kSlabPanels ? g.next : g.scales + kAheadBytes;
@@ -252,8 +267,11 @@ void TileQuantized(const TileArgs& a) {
       g.scales += group_bytes;
       if (g.zeros != nullptr) g.zeros += group_bytes;
     }
-    SY_UNROLL for (int r = 0; r < R; ++r) SY_UNROLL for (int p = 0; p < P; ++p) acc[r][p] =
-        Fma(part[r][p], Splat(x_scale[r]), acc[r][p]);
+    SY_UNROLL for (int r = 0; r < R; ++r) {
+      SY_UNROLL for (int p = 0; p < P; ++p) {
+        acc[r][p] = Fma(part[r][p], Splat(x_scale[r]), acc[r][p]);
+      }
+    }
   }
   StoreSums<R, P>(a, acc);
 }

@@ -54,21 +54,24 @@ SY_INLINE void Quantize(const F16 (&x)[kVectorsPerActGroup], ActGroup* out) {
   out->scale = !finite ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : m / 127.0f;
 }
 
-// The words of a group's codes, one after the other.
-constexpr int64_t kWordsPerActGroup = kQuadsPerActGroup * kWordsPerQuad8;  // at most
-SY_INLINE void CodeWords(const ActGroup& group, WeightFormat f, uint32_t* words) {
-  if (WordsPerQuad(f) == 1) {
-    __builtin_memcpy(words, group.codes, sizeof(group.codes));
-    return;
-  }
+// Two words per quad: its inputs 0 and 2, then 1 and 3, as 16-bit numbers.
+SY_INLINE void WidenCodes(const ActGroup& group, uint32_t* words) {
   typedef int16_t Shorts16 __attribute__((vector_size(32), may_alias));
   for (int64_t q = 0; q < kQuadsPerActGroup; q += 8, words += 16) {
     const Shorts16 codes = *reinterpret_cast<const Shorts16*>(group.codes + 4 * q);
-    // Sign-extended: inputs 0 and 2 of each quad, then 1 and 3.
     const Words8 even = reinterpret_cast<Words8>((codes << 8) >> 8);
     const Words8 odd = reinterpret_cast<Words8>(codes >> 8);
     StoreWords(__builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11), words);
     StoreWords(__builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15), words + 8);
+  }
+}
+
+// The words of a group's codes, one after the other.
+constexpr int64_t kWordsPerActGroup = kQuadsPerActGroup * kWordsPerQuad8;  // at most
+SY_INLINE void CodeWords(const ActGroup& group, WeightFormat f, uint32_t* words) {
+  __builtin_memcpy(words, group.codes, sizeof(group.codes));
+  if constexpr (kWordsPerQuad8 == 2) {
+    if (f.type == WeightType::kInt8) WidenCodes(group, words);
   }
 }
 

@@ -1,6 +1,6 @@
-// simd.h: the one place where instruction sets differ. F16 is a vector of 16 float32 lanes;
-// everything else in cpu/ is the same text for every path and is compiled once per path, in the
-// namespace SY_CPU_PATH (a compile definition).
+// simd.h: where instruction sets differ, besides some steps in matmul_tiles.h. F16 is a vector of
+// 16 float32 lanes; everything else in cpu/ is the same text for every path and is compiled once
+// per path, in the namespace SY_CPU_PATH (a compile definition).
 //
 // Files compiled per path include no standard header with inline functions: the linker would keep
 // one copy, perhaps with instructions that this CPU lacks.
@@ -56,31 +56,22 @@ SY_INLINE void StoreSome(T* p, F16 v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-SY_INLINE float ScalarFromBf16(uint16_t bits) {
-  union {
-    uint32_t u;
-    float f;
-  } v;
-  v.u = static_cast<uint32_t>(bits) << 16;
-  return v.f;
-}
-SY_INLINE float ScalarAs(float v) { return v; }
-SY_INLINE float ScalarAs(uint16_t v) { return ScalarFromBf16(v); }
-
 // The one reduction tree: lanes i and i+8, then +4, +2, +1.
+typedef float Quarter __attribute__((vector_size(16), may_alias));
+template <typename Fn>
+SY_INLINE float Reduce(F16 v, const Fn& fn) {
+  alignas(64) float lanes[kLanes];
+  Store(lanes, v);
+  const Quarter* a = reinterpret_cast<const Quarter*>(lanes);
+  const Quarter b = fn(fn(a[0], a[2]), fn(a[1], a[3]));
+  const float b0 = b[0], b1 = b[1], b2 = b[2], b3 = b[3];
+  return fn(fn(b0, b2), fn(b1, b3));
+}
 SY_INLINE float ReduceSum(F16 v) {
-  alignas(64) float a[kLanes];
-  Store(a, v);
-  for (int half = 8; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] = a[i] + a[i + half];
-  return a[0];
+  return Reduce(v, [](const auto& a, const auto& b) { return a + b; });
 }
 SY_INLINE float ReduceMax(F16 v) {
-  alignas(64) float a[kLanes];
-  Store(a, v);
-  for (int half = 8; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] = a[i + half] > a[i] ? a[i + half] : a[i];
-  return a[0];
+  return Reduce(v, [](const auto& a, const auto& b) { return b > a ? b : a; });
 }
 
 // e^x to about 1 ulp. Exactly 0 below -104, infinity above 89, NaN stays NaN. Cody-Waite reduction

@@ -33,7 +33,8 @@ std::vector<char*> Pointers(std::vector<std::string>* strings) {
 
 ChildWorkers::ChildWorkers(ChildWorkersOptions options) : options_(std::move(options)) {
   const auto add = [&](const char* role, int count) {
-    const int threads = std::max(1, options_.threads / count);
+    const int share = 2 * options_.threads / std::max(count, 1);
+    const int threads = std::clamp(share, 1, std::max(options_.threads, 1));
     for (int i = 0; i < count; ++i)
       children_.push_back({role, absl::StrCat(role, "-", i), threads, 0, {}});
   };

@@ -18,7 +18,9 @@ namespace switchyard {
 struct ChildWorkersOptions {
   int attention_workers = 1;
   int expert_workers = 2;
-  int threads = 1;  // that compute at once; the two pools take turns within a step, so each has all
+  // The cores. The workers of a pool get twice their share: pools take turns within a step, and
+  // what an unevenly loaded worker leaves idle another can use. Threads without work sleep.
+  int threads = 1;
   std::vector<std::string> arguments;  // of every worker, besides --role, --name and --threads
   std::string token;  // handed over in the environment, where others cannot read it
 };

@@ -85,7 +85,7 @@ Command AddServe(CLI::App* parent) {
   CLI::Option* processes = app->add_flag(
       "--processes", flags->processes,
       "workers are child processes, started again when they die, as `switchyard worker` "
-      "on other machines would be");
+      "on other machines would be; the workers of each pool get twice their share of --threads");
   AddLoadBudgetFlag(app, &flags->cluster)->needs(processes);
   return {app, [flags] { return RunServe(*flags); }};
 }

@@ -49,7 +49,7 @@ def main() -> None:
         "2 expert workers": ("--expert-workers", 2),
         "3 processes": ("--expert-workers", 2, "--processes"),
     }
-    common = ("--max-model-len", 512, "--kv-cache-memory", "256MiB", "--served-model-name", "m", "--quantization", args.quantization)
+    common = ("--max-model-len", 64 + args.tokens, "--kv-cache-memory", "256MiB", "--served-model-name", "m", "--quantization", args.quantization)
     servers: dict[str, harness.Server] = {}
     rng = random.Random(1)
     rows = []

@@ -28,11 +28,12 @@ class Traffic:
 
     def __init__(self, server: harness.Server, truth: list):
         self.server, self.truth = server, truth
-        self.answers, self.wrong, self.seconds = 0, [], []
+        self.by_stream, self.wrong, self.seconds = [0] * STREAMS, [], []
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(STREAMS)]
 
-    def _run(self, i: int):
+    def _run(self, stream: int):
+        i = stream
         while not self._stop.is_set() and not self.wrong:
             begun = time.monotonic()
             try:
@@ -40,10 +41,14 @@ class Traffic:
             except BaseException as error:  # noqa: B902: reported by the test
                 answer = repr(error)
             self.seconds.append(time.monotonic() - begun)
-            self.answers += 1
+            self.by_stream[stream] += 1
             if answer != self.truth[i % len(PROMPTS)]:
                 self.wrong.append((PROMPTS[i % len(PROMPTS)], answer))
             i += STREAMS - 1
+
+    @property
+    def answers(self) -> int:
+        return sum(self.by_stream)
 
     def __enter__(self):
         for thread in self._threads:
@@ -126,23 +131,28 @@ class Kills:
         self.cluster.wait_serving(self.attention, self.experts)
 
     def _get_on(self, traffic: Traffic):
-        """Whoever was struck makes progress: a request that is struck three times in a row, the last time alone, fails by design."""
-        tokens = lambda: self.cluster.server.metrics().value("switchyard_generation_tokens_total")  # noqa: E731
-        begun = tokens()
-        harness.wait_for(lambda: traffic.wrong or tokens() >= begun + 2 * STREAMS, "requests to get on")
+        """Whoever was struck ends first: a request struck three times in a row, the last time alone, fails by design."""
+        begun = list(traffic.by_stream)
+
+        def answered() -> bool:
+            return all(now > then for now, then in zip(traffic.by_stream, begun))
+
+        harness.wait_for(lambda: traffic.wrong or answered(), "every stream to get an answer")
 
     def run(self, at_least: int, traffic: Traffic):
         while self.points.total() < at_least and not traffic.wrong:
             for role, phase in self.chance.sample(self.all_points, len(self.all_points)):
                 self._get_on(traffic)
+                if traffic.wrong:
+                    return
                 self.one(role, phase)
                 if self.chance.random() < 0.7 or len(self.cluster.of("expert")) < self.experts:
                     self.cluster.wait_serving(self.attention, self.experts)
-                if traffic.wrong:
-                    return
             self.cluster.wait_serving(self.attention, self.experts)
             for _ in range(PAIRS):
                 self._get_on(traffic)
+                if traffic.wrong:
+                    return
                 self.two()
 
     def figures(self, traffic: Traffic) -> str:
