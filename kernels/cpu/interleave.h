@@ -21,9 +21,7 @@ SY_INLINE void LoadWords(const std::byte* p, Words8* out) {
     *out = __builtin_convertvector(*reinterpret_cast<const Halves8InMemory*>(p), Words8) << 16;
   }
 }
-SY_INLINE void StoreWords(const Words8& v, uint32_t* p) {
-  *reinterpret_cast<Words8InMemory*>(p) = v;
-}
+SY_INLINE void StoreWords(const Words8& v, void* p) { *reinterpret_cast<Words8InMemory*>(p) = v; }
 template <int kWordBytes>
 SY_INLINE uint32_t LoadWord(const std::byte* p) {
   uint32_t word = 0;
@@ -62,6 +60,11 @@ SY_INLINE void Interleave(const void* x, int64_t row_bytes, int64_t rows, int64_
   const std::byte* const begin = static_cast<const std::byte*>(x);
   WordInMemory* to = out;
   int64_t i = 0;
+  for (; rows == 1 && i + 8 <= words; i += 8, to += 8) {
+    Words8 v;
+    LoadWords<kWordBytes>(begin + i * kWordBytes, &v);
+    StoreWords(v, to);
+  }
   for (; rows >= 4 && i + 8 <= words; i += 8, to += 8 * rows) {
     Words8 v[8];
     for (int r = 0; r < 8; ++r) {
