@@ -1,10 +1,14 @@
-#!/ bin / sh
-#check_objects.sh PATH OBJECT... : the objects of one instruction path hold the instructions that \
-    they should,                                                                                  \
-    none that
-#they should not, and no function that the linker could share with other objects.
-set - eu path = $1 shift has() { objdump - d-- no - show - raw - insn "$@" | grep - q "$pattern"; }
-fail() { echo "$path: $1" > &2 exit 1 }
+#!/bin/sh
+# check_objects.sh PATH OBJECT...: the objects of one instruction path hold the instructions that they should, none that
+# they should not, and no function that the linker could share with other objects.
+set -eu
+path=$1
+shift
+has() { objdump -d --no-show-raw-insn "$@" | grep -q "$pattern"; }
+fail() {
+  echo "$path: $1" >&2
+  exit 1
+}
 case $path in
   avx512)
     pattern=vdpbf16ps; has "$@" || fail "no bfloat16 dot products"
