@@ -51,8 +51,13 @@ SY_INLINE void StoreBf16(uint16_t* p, F16 v) {
 constexpr bool kHasBf16Dot = true;
 // acc[j] + x[0] * w[j][0] + x[1] * w[j][1]; `pair` holds the two bfloat16 of a row.
 SY_INLINE F16 DotPair(F16 acc, __m512i w, uint32_t pair) {
-  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(w),
-                           reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair))))};
+  const __m512i x = _mm512_set1_epi32(static_cast<int>(pair));
+#if defined(__clang__)  // clang 16 crashes on the intrinsic with a broadcast operand
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc.v) : "v"(w), "v"(x));
+  return acc;
+#else
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x))};
+#endif
 }
 SY_INLINE __m512i LoadPair(const uint16_t* p) { return _mm512_loadu_si512(p); }
 
