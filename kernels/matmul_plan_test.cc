@@ -28,18 +28,19 @@ TEST(PlanItemsTest, ItemsCoverEveryGroupOnceWithinTheirLimits) {
         g = {.rows = draw(0, 1) == 0 ? draw(0, 20) : draw(0, 900),
              .panels = 2 * draw(1, 100),
              .k = 8 * draw(1, 300),
+             .block_rows = static_cast<int>(draw(1, kernels.max_rows(FormatOf(DType::kBF16)))),
              .panel_multiple = multiples[draw(0, 2)]};
       }
       std::vector<WorkItem> items;
       PlanItems(kernels, groups, static_cast<int>(draw(1, 64)), &items);
       std::vector<std::vector<int>> covered(groups.size());
       for (size_t i = 0; i < groups.size(); ++i) {
-        const int64_t blocks = NumBlocks(groups[i].rows, kernels.max_rows);
+        const int64_t blocks = NumBlocks(groups[i].rows, groups[i].block_rows);
         covered[i].resize(static_cast<size_t>(blocks * groups[i].panels));
       }
       for (const WorkItem& item : items) {
         const GroupShape& g = groups[static_cast<size_t>(item.group)];
-        const int64_t blocks = NumBlocks(g.rows, kernels.max_rows);
+        const int64_t blocks = NumBlocks(g.rows, g.block_rows);
         const int64_t rows = BlockBegin(g.rows, blocks, item.block_end) -
                              BlockBegin(g.rows, blocks, item.block_begin);
         ASSERT_LE(item.block_end - item.block_begin, kMaxItemBlocks);

@@ -30,14 +30,16 @@ const T* ValueBlock(const AttentionItem& item, int64_t block) {
   return KeyBlock<T>(item, block) + item.num_kv_heads * item.head_dim * item.block_size;
 }
 
-// A register tile of up to kMaxRows queries.
+constexpr int kMaxQueries = kMaxRows < 8 ? kMaxRows : 8;  // of a register tile
+
+// A register tile of queries.
 template <typename T>
 struct QueryTile {
-  const float* q[kMaxRows];
-  int64_t keys[kMaxRows];  // seen in this split; ascending
-  float* state[kMaxRows];
+  const float* q[kMaxQueries];
+  int64_t keys[kMaxQueries];  // seen in this split; ascending
+  float* state[kMaxQueries];
   int64_t size = 0;
-  float p[kMaxRows][kAttentionSplit];  // scores, then probabilities
+  float p[kMaxQueries][kAttentionSplit];  // scores, then probabilities
 };
 
 // Scores of G groups of keys.
@@ -153,7 +155,7 @@ void TileSplit(const AttentionItem& item, QueryTile<T>& tile, int64_t split) {
     if (tile.keys[r] > common) ValueRows<T, 1>(item, tile, split, r, common, tile.keys[r]);
 }
 
-template <typename T, int R = kMaxRows>
+template <typename T, int R = kMaxQueries>
 void DispatchTile(const AttentionItem& item, QueryTile<T>& tile, int64_t split) {
   if (tile.size == R) {
     TileSplit<T, R>(item, tile, split);
@@ -169,9 +171,9 @@ void Split(const AttentionItem& item, int64_t split, float* state) {
   const int64_t stride = cpu::AttentionStateFloats(item.head_dim);
   const int64_t begin = cpu::FirstRowOfSplit(item.start_position, split) * group;
   const int64_t end = item.rows * group;
-  for (int64_t query = begin; query < end; query += kMaxRows) {
+  for (int64_t query = begin; query < end; query += kMaxQueries) {
     QueryTile<T> tile;
-    tile.size = Min(kMaxRows, end - query);
+    tile.size = Min(kMaxQueries, end - query);
     for (int64_t i = 0; i < tile.size; ++i) {
       const int64_t row = (query + i) / group;
       const int64_t head = item.kv_head * group + (query + i) % group;

@@ -99,9 +99,14 @@ class CpuBackend final : public ComputeBackend {
       pool_->ParallelFor(n, std::function<void(int64_t)>(std::cref(fn)));
     }
   }
+  // Runs fn(task, next): `next` is the task that this thread will probably get afterwards, as
+  // threads take turns, or null.
   template <typename Fn>
   void RunTasks(int64_t macs, const Fn& fn) {
-    Run(tasks_.size(), macs, [&](int64_t i) { tasks_.Run(i, fn); });
+    const int64_t turn = macs < kInlineMacs ? 1 : pool_->num_threads();
+    Run(tasks_.size(), macs, [&](int64_t i) {
+      tasks_.Run(i, [&](const TaskList::Task& task) { fn(task, tasks_.Find(i + turn)); });
+    });
   }
   // The same over rows, in chunks: fn(row).
   template <typename Fn>
@@ -118,10 +123,13 @@ class CpuBackend final : public ComputeBackend {
   // Products of weights of one format.
   void RunProducts(const Tensor& x, std::span<const Product> products);
   // Queues the blocks of rows [first, first + rows) for packing at `out`.
-  void AddBlocks(int32_t group, int64_t first, int64_t rows, size_t row_bytes, std::byte* out);
+  void AddBlocks(int32_t group, int64_t first, int64_t rows, int block_rows, size_t row_bytes,
+                 std::byte* out);
+  int BlockRows(const MlpWeights& w) const;
   void PackBlock(const Tensor& x, const RowBlock& block, const WeightFormat& format) const;
   void PlanMlp(std::span<const MlpGroup> groups, int64_t hidden);  // fills tasks_
-  void RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up, const Tensor& out) const;
+  void RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up, const std::byte* next_w,
+                  const Tensor& out) const;
   ScratchNeeds NeedsOf(const ScratchLimits& limits) const;
   static std::byte* Scratch(Buffer* buffer, size_t bytes);
   static size_t MaxThreadStateBytes(const ScratchLimits& limits);

@@ -15,11 +15,16 @@ bool Accepts(const WeightFormat& format, DType x) {
   return IsQuantized(format) ? x != DType::kI32 : format == FormatOf(x);
 }
 
+// Where the weights of a panel begin.
+const std::byte* PanelData(const PackedMatrix& w, int64_t panel) {
+  return w.storage.data() + SlabBegin(panel, w.k, w.format);
+}
+
 }  // namespace
 
-void CpuBackend::AddBlocks(int32_t group, int64_t first, int64_t rows, size_t row_bytes,
-                           std::byte* out) {
-  const int64_t num_blocks = NumBlocks(rows, kernels_->max_rows);
+void CpuBackend::AddBlocks(int32_t group, int64_t first, int64_t rows, int block_rows,
+                           size_t row_bytes, std::byte* out) {
+  const int64_t num_blocks = NumBlocks(rows, block_rows);
   for (int64_t b = 0; b < num_blocks; ++b) {
     const int64_t begin = BlockBegin(rows, num_blocks, b);
     blocks_.push_back({.group = group,
@@ -66,14 +71,16 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products)
   const int64_t rows = x.dim(0);
   const int64_t k = x.dim(1);
   const WeightFormat& format = products.front().w->format;
+  const int block_rows = kernels_->max_rows(format);
   const size_t row_bytes = kernels_->packed_row_bytes(k, format);
   std::byte* packed = Scratch(&packed_rows_, static_cast<size_t>(rows) * row_bytes);
   blocks_.clear();
-  AddBlocks(0, 0, rows, row_bytes, packed);
+  AddBlocks(0, 0, rows, block_rows, row_bytes, packed);
   shapes_.clear();
   int64_t macs = 0;
   for (const Product& p : products) {
-    shapes_.push_back({.rows = rows, .panels = NumPanels(p.w->n), .k = k});
+    shapes_.push_back(
+        {.rows = rows, .panels = NumPanels(p.w->n), .k = k, .block_rows = block_rows});
     macs += rows * p.w->n * k;
   }
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
@@ -83,13 +90,19 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products)
   for (size_t i = 0; i < items_.size(); ++i)
     tasks_.Add({.kind = kProduct, .index = static_cast<int32_t>(i), .needs = 0});
 
-  RunTasks(macs, [&](const TaskList::Task& task) {
+  RunTasks(macs, [&](const TaskList::Task& task, const TaskList::Task* next) {
     const size_t index = static_cast<size_t>(task.index);
     if (task.kind == kPackRows) return PackBlock(x, blocks_[index], format);
     const WorkItem& item = items_[index];
+    const std::byte* next_w = nullptr;
+    if (next != nullptr && next->kind == kProduct) {
+      const WorkItem& n = items_[static_cast<size_t>(next->index)];
+      next_w = PanelData(*products[static_cast<size_t>(n.group)].w, n.panel_begin);
+    }
     const Product& p = products[static_cast<size_t>(item.group)];
     kernels_->matmul({.x = packed,
                       .rows = rows,
+                      .block_rows = block_rows,
                       .block_begin = item.block_begin,
                       .block_end = item.block_end,
                       .w = p.w->storage.data(),
@@ -98,12 +111,18 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products)
                       .format = format,
                       .panel_begin = item.panel_begin,
                       .panel_end = item.panel_end,
+                      .next_w = next_w,
                       .n = p.w->n,
                       .bias = p.bias,
                       .out = p.out.data,
                       .out_bf16 = p.out.dtype == DType::kBF16,
                       .out_ld = p.w->n});
   });
+}
+
+// Both products of an MLP read blocks of the same rows.
+int CpuBackend::BlockRows(const MlpWeights& w) const {
+  return std::min(kernels_->max_rows(w.gate_up.format), kernels_->max_rows(w.down.format));
 }
 
 // Of GroupedMlp. Each group has two stages: its rows are packed, its hidden rows are there. Down
@@ -115,12 +134,14 @@ void CpuBackend::PlanMlp(std::span<const MlpGroup> groups, int64_t hidden) {
         {.rows = g.end - g.begin,
          .panels = 2 * NumPanels(g.weights->width),
          .k = hidden,
+         .block_rows = BlockRows(*g.weights),
          .panel_multiple = IsQuantized(g.weights->down.format) ? kActGroupPanels : 2});
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &up_items_);
   for (size_t g = 0; g < groups.size(); ++g) {
     shapes_[g] = {.rows = groups[g].end - groups[g].begin,
                   .panels = NumPanels(hidden),
-                  .k = groups[g].weights->width};
+                  .k = groups[g].weights->width,
+                  .block_rows = BlockRows(*groups[g].weights)};
   }
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
 
@@ -144,12 +165,13 @@ void CpuBackend::PlanMlp(std::span<const MlpGroup> groups, int64_t hidden) {
 }
 
 void CpuBackend::RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up,
-                            const Tensor& out) const {
+                            const std::byte* next_w, const Tensor& out) const {
   const PackedMatrix& w = up ? group.weights->gate_up : group.weights->down;
   const GroupScratch& scratch = group_scratch_[static_cast<size_t>(work.group)];
   const int64_t hidden = out.dim(1);
   MatmulItem item{.x = up ? scratch.x : scratch.hidden,
                   .rows = group.end - group.begin,
+                  .block_rows = BlockRows(*group.weights),
                   .block_begin = work.block_begin,
                   .block_end = work.block_end,
                   .w = w.storage.data(),
@@ -157,7 +179,8 @@ void CpuBackend::RunMlpItem(const WorkItem& work, const MlpGroup& group, bool up
                   .k = w.k,
                   .format = w.format,
                   .panel_begin = work.panel_begin,
-                  .panel_end = work.panel_end};
+                  .panel_end = work.panel_end,
+                  .next_w = next_w};
   if (up) {
     item.width = group.weights->width;
     item.down_format = group.weights->down.format;
@@ -202,23 +225,32 @@ void CpuBackend::GroupedMlp(const Tensor& x, std::span<const MlpGroup> groups, c
   group_scratch_.clear();
   for (const MlpGroup& g : groups) {
     const size_t row_bytes = kernels_->packed_row_bytes(hidden, g.weights->gate_up.format);
-    AddBlocks(static_cast<int32_t>(group_scratch_.size()), g.begin, g.end - g.begin, row_bytes,
-              next_x);
+    AddBlocks(static_cast<int32_t>(group_scratch_.size()), g.begin, g.end - g.begin,
+              BlockRows(*g.weights), row_bytes, next_x);
     group_scratch_.push_back({.x = next_x, .hidden = next_hidden});
     const size_t rows = static_cast<size_t>(g.end - g.begin);
     next_x += rows * row_bytes;
     next_hidden += rows * kernels_->packed_row_bytes(g.weights->width, g.weights->down.format);
   }
   PlanMlp(groups, hidden);
-  RunTasks(macs, [&](const TaskList::Task& task) {
+  const auto work_of = [&](const TaskList::Task& task) -> const WorkItem& {
+    return (task.kind == kUp ? up_items_ : items_)[static_cast<size_t>(task.index)];
+  };
+  RunTasks(macs, [&](const TaskList::Task& task, const TaskList::Task* next) {
     const size_t index = static_cast<size_t>(task.index);
     if (task.kind == kPackRows) {
       const RowBlock& block = blocks_[index];
       const MlpGroup& group = groups[static_cast<size_t>(block.group)];
       return PackBlock(x, block, group.weights->gate_up.format);
     }
-    const WorkItem& work = task.kind == kUp ? up_items_[index] : items_[index];
-    RunMlpItem(work, groups[static_cast<size_t>(work.group)], task.kind == kUp, out);
+    const std::byte* next_w = nullptr;
+    if (next != nullptr && next->kind != kPackRows) {
+      const WorkItem& n = work_of(*next);
+      const MlpWeights& weights = *groups[static_cast<size_t>(n.group)].weights;
+      next_w = PanelData(next->kind == kUp ? weights.gate_up : weights.down, n.panel_begin);
+    }
+    const WorkItem& work = work_of(task);
+    RunMlpItem(work, groups[static_cast<size_t>(work.group)], task.kind == kUp, next_w, out);
   });
 }
 

@@ -29,7 +29,7 @@ SY_INLINE uint32_t LoadWord(const std::byte* p) {
   return kWordBytes == 4 ? word : word << 16;
 }
 
-constexpr int kMaxInterleaved = 8;  // rows at once
+constexpr int kMaxInterleaved = 16;  // rows at once
 static_assert(kMaxRows <= kMaxInterleaved);
 
 // v[i][j] becomes v[j][i].
@@ -53,7 +53,15 @@ SY_INLINE void Transpose(Words8 (&v)[8]) {
   }
 }
 
-// rows: 1 … 8, row_bytes apart. Writes words * rows words and nothing else.
+// Eight words of up to eight rows, turned: out[j] holds word j of every row.
+template <int kWordBytes>
+SY_INLINE void LoadTurned(const std::byte* x, int64_t row_bytes, int64_t rows, Words8 (&out)[8]) {
+  for (int r = 0; r < 8; ++r)
+    LoadWords<kWordBytes>(x + (r < rows ? r : 0) * row_bytes, &out[r]);  // any, where there is none
+  Transpose(out);
+}
+
+// rows: 1 … kMaxInterleaved, row_bytes apart. Writes words * rows words and nothing else.
 template <int kWordBytes>
 SY_INLINE void Interleave(const void* x, int64_t row_bytes, int64_t rows, int64_t words,
                           uint32_t* out) {
@@ -66,15 +74,17 @@ SY_INLINE void Interleave(const void* x, int64_t row_bytes, int64_t rows, int64_
     StoreWords(v, to);
   }
   for (; rows >= 4 && i + 8 <= words; i += 8, to += 8 * rows) {
-    Words8 v[8];
-    for (int r = 0; r < 8; ++r) {
-      const int64_t row = r < rows ? r : 0;  // any, where there is none
-      LoadWords<kWordBytes>(begin + row * row_bytes + i * kWordBytes, &v[r]);
-    }
-    Transpose(v);
+    const std::byte* const at = begin + i * kWordBytes;
+    const int64_t more = rows - 8;
+    Words8 v[8], w[8];
+    LoadTurned<kWordBytes>(at, row_bytes, rows, v);
+    if (more > 0) LoadTurned<kWordBytes>(at + 8 * row_bytes, row_bytes, more, w);
     // Of every store but the last one, words past `rows` are overwritten by the next.
-    for (int j = 0; j < 7; ++j) StoreWords(v[j], to + j * rows);
-    for (int64_t r = 0; r < rows; ++r) to[7 * rows + r] = v[7][r];
+    for (int j = 0; j < 7; ++j) {
+      StoreWords(v[j], to + j * rows);
+      if (more > 0) StoreWords(w[j], to + j * rows + 8);
+    }
+    for (int64_t r = 0; r < rows; ++r) to[7 * rows + r] = r < 8 ? v[7][r] : w[7][r - 8];
   }
   for (; i < words; ++i)
     for (int64_t r = 0; r < rows; ++r)

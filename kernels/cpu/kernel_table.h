@@ -71,9 +71,9 @@ SY_SHARED constexpr size_t MatrixBytes(int64_t num_panels, int64_t k, WeightForm
       (num_panels % kSlabPanels == 0 ? 0 : SlabBytes(num_panels % kSlabPanels, k, f)));
 }
 
-// A group of rows is cut into NumBlocks() blocks of almost equal size, at most max_rows each.
-SY_SHARED constexpr int64_t NumBlocks(int64_t rows, int max_rows) {
-  return (rows + max_rows - 1) / max_rows;
+// A group of rows is cut into NumBlocks() blocks of almost equal size, at most block_rows each.
+SY_SHARED constexpr int64_t NumBlocks(int64_t rows, int block_rows) {
+  return (rows + block_rows - 1) / block_rows;
 }
 SY_SHARED constexpr int64_t BlockBegin(int64_t rows, int64_t num_blocks, int64_t block) {
   return rows * block / num_blocks;
@@ -97,12 +97,15 @@ struct PackRowsItem {
 struct MatmulItem {
   const void* x = nullptr;  // packed rows of the whole group
   int64_t rows = 0;         // rows of the group
+  int block_rows = 1;       // at most, in a block
   int64_t block_begin = 0, block_end = 0;
   const void* w = nullptr;  // slabs of the whole matrix
   int64_t num_panels = 0;   // of the whole matrix
   int64_t k = 0;
   WeightFormat format = {};
   int64_t panel_begin = 0, panel_end = 0;
+  // What this thread probably reads after the item: prefetched towards its end. Null: not known.
+  const void* next_w = nullptr;
   // Epilogue of matmul: out[row][column] of type out_bf16, plus bias.
   int64_t n = 0;
   const float* bias = nullptr;  // [n] or null
@@ -158,11 +161,11 @@ struct LogitStats {
 
 struct KernelTable {
   const char* name;
-  int max_rows;  // of a block
+  int (*max_rows)(WeightFormat format);  // of a block, where a product reads it
   // Bytes of one packed row of k elements.
   size_t (*packed_row_bytes)(int64_t k, WeightFormat format);
   // Panels that the tiles of a group of `rows` take at once: items should hold a multiple.
-  int (*panels_for_rows)(int64_t rows);
+  int (*panels_for_rows)(int64_t rows, int block_rows);
   void (*pack_rows)(const PackRowsItem&);
   // w [count][16]: `count` inputs of 16 columns, those that share a scale; codes the same shape, so
   // that weight = scale * (code - zero), zero = 128 (kInt8) or 8 (kInt4); halves [16]: the scales

@@ -16,7 +16,8 @@ void QuantizeWeights(const float* w, int64_t count, WeightType type, uint16_t* h
                      uint8_t* codes);
 
 // matmul_kernel.cc
-int PanelsForRows(int64_t rows);
+int MaxRows(WeightFormat format);
+int PanelsForRows(int64_t rows, int block_rows);
 void Matmul(const cpu::MatmulItem& item);
 void MlpUp(const cpu::MatmulItem& item);
 

@@ -34,7 +34,7 @@ struct Block {
 struct ItemShape {
   explicit ItemShape(const MatmulItem& item)
       : num_blocks(item.block_end - item.block_begin), unit_inputs(UnitInputs(item.format)) {
-    const int64_t blocks_of_group = cpu::NumBlocks(item.rows, kMaxRows);
+    const int64_t blocks_of_group = cpu::NumBlocks(item.rows, item.block_rows);
     const size_t row_bytes = PackedRowBytes(item.k, item.format);
     first_row = cpu::BlockBegin(item.rows, blocks_of_group, item.block_begin);
     int64_t row = first_row;
@@ -128,7 +128,8 @@ void RunStretch(const MatmulItem& item, const ItemShape& shape, const Stretch& s
 // All panels and blocks of an item into sums [panel][row of the item][16].
 void Accumulate(const MatmulItem& item, const ItemShape& shape, float* sums) {
   const std::byte* w = static_cast<const std::byte*>(item.w);
-  const auto run = [&](int64_t panel, int64_t k, bool down_the_slab) {
+  // Stretches are run down a slab or, where `across`, across the item's slabs.
+  const auto run = [&](int64_t panel, int64_t k, bool across) {
     const int64_t width = cpu::SlabWidth(panel, item.num_panels);
     const int64_t slab_left = panel / cpu::kSlabPanels * cpu::kSlabPanels + width - panel;
     const int64_t left = item.panel_end - panel;
@@ -139,20 +140,30 @@ void Accumulate(const MatmulItem& item, const ItemShape& shape, float* sums) {
                  .begin = w + cpu::SlabBegin(panel, item.k, item.format) +
                           cpu::SlabBytes(width, k, item.format),
                  .next = nullptr};
-    s.next = s.begin + cpu::SlabBytes(width, down_the_slab ? s.num_k : item.k, item.format);
+    const bool last_panel = panel + s.num_panels == item.panel_end;
+    const bool last_k = k + s.num_k == item.k;
+    if (last_panel && last_k) {
+      s.next = static_cast<const std::byte*>(item.next_w);
+    } else if (across && last_panel) {
+      s.next = w + cpu::SlabBegin(item.panel_begin, item.k, item.format) +
+               cpu::SlabBytes(cpu::SlabWidth(item.panel_begin, item.num_panels), k + s.num_k,
+                              item.format);
+    } else {
+      s.next = s.begin + cpu::SlabBytes(width, across ? item.k : s.num_k, item.format);
+    }
     RunStretch(item, shape, s, sums);
     return s.num_panels;
   };
   if (shape.stays_in_cache) {  // stream each slab from end to end
     for (int64_t panel = item.panel_begin; panel < item.panel_end;) {
       int64_t panels = 0;
-      for (int64_t k = 0; k < item.k; k += shape.block_inputs) panels = run(panel, k, true);
+      for (int64_t k = 0; k < item.k; k += shape.block_inputs) panels = run(panel, k, false);
       panel += panels;
     }
     return;
   }
   for (int64_t k = 0; k < item.k; k += shape.block_inputs) {
-    for (int64_t panel = item.panel_begin; panel < item.panel_end;) panel += run(panel, k, false);
+    for (int64_t panel = item.panel_begin; panel < item.panel_end;) panel += run(panel, k, true);
   }
 }
 
@@ -238,8 +249,10 @@ void QuantizeHidden(const MatmulItem& item, const HiddenBlock& block) {
 
 }  // namespace
 
-int PanelsForRows(int64_t rows) {
-  const int64_t num_blocks = cpu::NumBlocks(rows, kMaxRows);
+int MaxRows(WeightFormat format) { return MaxRowsOf(format.type); }
+
+int PanelsForRows(int64_t rows, int block_rows) {
+  const int64_t num_blocks = cpu::NumBlocks(rows, block_rows);
   return PanelsFor(static_cast<int>((rows + num_blocks - 1) / num_blocks));
 }
 

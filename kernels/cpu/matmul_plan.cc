@@ -6,9 +6,9 @@ namespace switchyard::cpu {
 namespace {
 
 constexpr int64_t kMaxItemRows = 96;
-constexpr int64_t kMaxItemPanels = 8;  // with that many rows
-static_assert(kMaxItemRows * kMaxItemPanels <= kMaxItemTiles);
-static_assert(kActGroupPanels <= kMaxItemTiles / 8);  // 8: the largest block of rows
+// Long streams: whatever an item begins to read was prefetched by nobody.
+constexpr int64_t kMaxItemPanels = 64;
+static_assert(kActGroupPanels <= kMaxItemTiles / 12);  // 12: the largest block of rows
 constexpr int64_t kMinItemMacs = int64_t{1} << 16;
 constexpr int64_t kItemsPerThread = 4;
 
@@ -24,15 +24,17 @@ void PlanItems(const KernelTable& kernels, std::span<const GroupShape> groups, i
   for (size_t i = 0; i < groups.size(); ++i) {
     const GroupShape& g = groups[i];
     if (g.rows == 0) continue;
-    const int64_t blocks = NumBlocks(g.rows, kernels.max_rows);
-    const int64_t multiple = std::max<int64_t>(g.panel_multiple, kernels.panels_for_rows(g.rows));
-    const int64_t max_panels = std::max(multiple, kMaxItemPanels);
-    const int64_t max_rows = std::min(kMaxItemRows, kMaxItemTiles / max_panels);
+    const int64_t blocks = NumBlocks(g.rows, g.block_rows);
+    const int64_t multiple =
+        std::max<int64_t>(g.panel_multiple, kernels.panels_for_rows(g.rows, g.block_rows));
+    const int64_t max_rows = std::min(kMaxItemRows, kMaxItemTiles / multiple);
     const int64_t blocks_per_item =
-        std::max<int64_t>(1, std::min({blocks, max_rows / kernels.max_rows, kMaxItemBlocks}));
-    const int64_t item_rows = std::min(g.rows, blocks_per_item * kernels.max_rows);
-    int64_t panels = target / (item_rows * kPanelColumns * g.k) / multiple * multiple;
-    panels = std::clamp(panels, multiple, max_panels);
+        std::max<int64_t>(1, std::min({blocks, max_rows / g.block_rows, kMaxItemBlocks}));
+    const int64_t item_rows = std::min(g.rows, blocks_per_item * g.block_rows);
+    const int64_t max_panels = std::min(kMaxItemPanels, kMaxItemTiles / item_rows);
+    const int64_t panels = std::clamp(target / (item_rows * kPanelColumns * g.k), multiple,
+                                      std::max(multiple, max_panels)) /
+                           multiple * multiple;
     for (int64_t p = 0; p < g.panels; p += panels) {
       for (int64_t b = 0; b < blocks; b += blocks_per_item) {
         items->push_back({.group = static_cast<int32_t>(i),

@@ -15,6 +15,7 @@ struct GroupShape {
   int64_t rows = 0;
   int64_t panels = 0;
   int64_t k = 0;
+  int block_rows = 1;          // at most, in a block
   int64_t panel_multiple = 1;  // of an item's panels, except at the end
 };
 

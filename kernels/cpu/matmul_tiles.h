@@ -276,10 +276,14 @@ void TileQuantized(const TileArgs& a) {
   StoreSums<R, P>(a, acc);
 }
 
+constexpr int MaxRowsOf(WeightType type) {
+  return type == WeightType::kInt8 || type == WeightType::kInt4 ? kMaxQuantizedRows : kMaxRows;
+}
+
 // [type][rows - 1][log2(panels)]
 template <WeightType kType, int R, int P>
 constexpr TileFn TileOrNull() {
-  if constexpr (R > kMaxRows || P > PanelsFor(R)) {
+  if constexpr (R > MaxRowsOf(kType) || P > PanelsFor(R)) {
     return nullptr;
   } else if constexpr (kType == WeightType::kF32) {
     return TileF32<R, P>;
@@ -297,10 +301,11 @@ constexpr TileFn TileOrNull() {
 #define SY_TILE_ROWS(T)                                                                            \
   {                                                                                                \
     SY_TILE_ROW(T, 1), SY_TILE_ROW(T, 2), SY_TILE_ROW(T, 3), SY_TILE_ROW(T, 4), SY_TILE_ROW(T, 5), \
-        SY_TILE_ROW(T, 6), SY_TILE_ROW(T, 7), SY_TILE_ROW(T, 8)                                    \
+        SY_TILE_ROW(T, 6), SY_TILE_ROW(T, 7), SY_TILE_ROW(T, 8), SY_TILE_ROW(T, 9),                \
+        SY_TILE_ROW(T, 10), SY_TILE_ROW(T, 11), SY_TILE_ROW(T, 12)                                 \
   }
-constexpr TileFn kTiles[4][8][3] = {SY_TILE_ROWS(kF32), SY_TILE_ROWS(kBF16), SY_TILE_ROWS(kInt8),
-                                    SY_TILE_ROWS(kInt4)};
+constexpr TileFn kTiles[4][12][3] = {SY_TILE_ROWS(kF32), SY_TILE_ROWS(kBF16), SY_TILE_ROWS(kInt8),
+                                     SY_TILE_ROWS(kInt4)};
 #undef SY_TILE_ROWS
 #undef SY_TILE_ROW
 

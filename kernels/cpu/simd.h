@@ -18,7 +18,7 @@
 #if defined(__clang__)
 #define SY_UNROLL _Pragma("unroll")
 #else
-#define SY_UNROLL _Pragma("GCC unroll 8")
+#define SY_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 #if defined(SY_CPU_AVX512)

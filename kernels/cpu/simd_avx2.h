@@ -189,6 +189,7 @@ SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
 constexpr int kMaxRows = 6;
+constexpr int kMaxQuantizedRows = 6;
 constexpr int PanelsFor(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 }  // namespace switchyard::SY_CPU_PATH

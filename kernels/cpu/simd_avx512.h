@@ -104,8 +104,11 @@ SY_INLINE void StoreInt8(int8_t* p, F16 v) {
 // Into the L2 cache.
 SY_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-// Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
-constexpr int kMaxRows = 8;
+// Register tiles of the matrix product: up to kMaxRows rows (kMaxQuantizedRows of quantised
+// weights, whose sums are three: of codes, of a group, of the output); PanelsFor(rows) panels at
+// once.
+constexpr int kMaxRows = 12;
+constexpr int kMaxQuantizedRows = 8;
 constexpr int PanelsFor(int rows) { return rows <= 4 ? 4 : 2; }
 
 }  // namespace switchyard::SY_CPU_PATH

@@ -165,6 +165,7 @@ SY_INLINE void Prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // Register tiles of the matrix product: up to kMaxRows rows; PanelsFor(rows) panels at once.
 constexpr int kMaxRows = 2;
+constexpr int kMaxQuantizedRows = 2;
 constexpr int PanelsFor(int rows) { return rows == 1 ? 2 : 1; }
 
 }  // namespace switchyard::SY_CPU_PATH

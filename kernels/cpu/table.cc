@@ -6,7 +6,7 @@ namespace {
 
 constexpr cpu::KernelTable kTable = {
     .name = SY_CPU_PATH_NAME,
-    .max_rows = kMaxRows,
+    .max_rows = MaxRows,
     .packed_row_bytes = PackedRowBytes,
     .panels_for_rows = PanelsForRows,
     .pack_rows = PackRows,

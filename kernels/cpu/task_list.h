@@ -36,6 +36,10 @@ class TaskList {
     if (task.serves != kNone) Left(task.serves).fetch_add(1, std::memory_order_relaxed);
   }
   int64_t size() const { return static_cast<int64_t>(tasks_.size()); }
+  // Null beyond the end.
+  const Task* Find(int64_t i) const {
+    return i < size() ? &tasks_[static_cast<size_t>(i)] : nullptr;
+  }
 
   // Runs task i; any thread, every task once, begun in order.
   template <typename Fn>
