@@ -94,6 +94,19 @@ struct AttentionArgs {
 // What the sampler needs to draw one token from one row of logits; all derived from the plan and
 // the token ids.
 struct SamplingRow {
+  // Temperatures below this are greedy.
+  static constexpr float kGreedyTemperature = 1e-5f;
+
+  // Whether anything changes the logits before a token is chosen.
+  bool Adjusts() const {
+    return !logit_bias.empty() || !banned.empty() || repetition_penalty != 1.0f ||
+           presence_penalty != 0.0f || frequency_penalty != 0.0f;
+  }
+  // Whether the highest logit's id is all that is asked for.
+  bool IsArgmax() const {
+    return temperature < kGreedyTemperature && !Adjusts() && num_top_logprobs < 0;
+  }
+
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
   float min_p = 0.0f;
@@ -238,6 +251,10 @@ class ComputeBackend {
   // (seed, choice, position, draw).
   virtual void Sample(const Tensor& logits, std::span<const SamplingRow> rows,
                       std::span<SampledToken> out) = 0;
+  // What Sample gives for rows that are IsArgmax() of the logits x * w^T, which are not written to
+  // memory. x: [rows, k] as Matmul takes it; w: [vocab, k].
+  virtual void MatmulArgmax(const Tensor& x, const PackedMatrix& w,
+                            std::span<SampledToken> out) = 0;
   // Raw logprobs of given tokens (prompt logprobs): target[r] scored from logits row r; num_top as
   // in SamplingRow.
   virtual void Score(const Tensor& logits, std::span<const int32_t> target, int32_t num_top,

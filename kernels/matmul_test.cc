@@ -55,6 +55,55 @@ TEST_P(MatmulTest, RandomShapes) {
   }
 }
 
+// MatmulArgmax gives what Matmul and Sample give: equal logits in distant columns, rows of -inf,
+// NaN and infinity among them.
+TEST_P(MatmulTest, ArgmaxIsWhatSampleTakes) {
+  Random random(TestSeed());
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const WeightFormat formats[] = {FormatOf(DType::kF32), FormatOf(DType::kBF16), kInt8Weights,
+                                  kInt4Weights};
+  for (int turn = 0; turn < 80; ++turn) {
+    const PooledBackend backend = MakeBackend(GetParam(), static_cast<int>(random.Int(1, 3)));
+    const WeightFormat& format = formats[turn % 4];
+    const DType act = format.type == WeightType::kBF16 ? DType::kBF16 : DType::kF32;
+    const int64_t m = random.Int(1, 40), k = random.Int(1, 300), n = random.Int(1, 3000);
+    const Guarded x = random.Normal(act, {m, k});
+    const Guarded w = random.Normal(DType::kF32, {n, k});
+    float* const weights = w.t().as<float>();
+    for (int i = 0; i < 40; ++i) {  // columns that are equal and often the highest
+      const int64_t from = random.Int(0, n - 1), to = random.Int(0, n - 1);
+      for (int64_t j = 0; j < k; ++j) weights[from * k + j] *= i % 4 == 0 ? 3.0f : 1.0f;
+      std::copy_n(weights + from * k, k, weights + to * k);
+    }
+    if (turn % 8 >= 4 && act == DType::kF32) {
+      const float planted[] = {kInfinity, -kInfinity, std::nanf(""), 3e38f};
+      x.t().as<float>()[random.Int(0, m * k - 1)] = planted[random.Int(0, 3)];
+      if (!IsQuantized(format)) weights[random.Int(0, n * k - 1)] = planted[random.Int(0, 3)];
+    }
+    PackedMatrix packed;
+    if (act == DType::kBF16) {
+      const Guarded narrow(act, {n, k});
+      for (int64_t i = 0; i < n * k; ++i) narrow.t().as<bf16>()[i] = ToBF16(weights[i]);
+      packed = backend->Pack(narrow.t(), format);
+    } else {
+      packed = backend->Pack(w.t(), format);
+    }
+    const Guarded logits(DType::kF32, {m, n});
+    backend->Matmul(x.t(), packed, nullptr, logits.t());
+    SamplingRow greedy;
+    greedy.temperature = 0.0f;
+    ASSERT_TRUE(greedy.IsArgmax());
+    const std::vector<SamplingRow> rows(static_cast<size_t>(m), greedy);
+    std::vector<SampledToken> want(static_cast<size_t>(m)), got(static_cast<size_t>(m));
+    backend->Sample(logits.t(), rows, want);
+    backend->MatmulArgmax(x.t(), packed, got);
+    for (size_t r = 0; r < got.size(); ++r) {
+      ASSERT_EQ(got[r].finite, want[r].finite) << "turn " << turn << " row " << r;
+      ASSERT_EQ(got[r].token, want[r].token) << "turn " << turn << " row " << r;
+    }
+  }
+}
+
 // Several products of one input, of weights in different formats, are those of one call each.
 TEST_P(MatmulTest, ProductsOfOneInput) {
   Random random(5);

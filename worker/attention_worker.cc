@@ -189,8 +189,12 @@ void AttentionWorker::SampleTokens(const StepPlan& plan, StepResult* result) {
     }
     if (count == 0) return;
     sampled_.assign(count, {});
-    const Tensor logits = decoder_.Logits(std::span(rows).first(count));
-    backend_->Sample(logits, sampling_, sampled_);
+    const std::span<const int32_t> picked = std::span(rows).first(count);
+    if (std::ranges::all_of(sampling_, &SamplingRow::IsArgmax)) {
+      decoder_.Argmax(picked, sampled_);
+    } else {
+      backend_->Sample(decoder_.Logits(picked), sampling_, sampled_);
+    }
     backend_->Synchronize();
     for (size_t i = 0; i < count; ++i) {
       const SequenceWork& work = plan.work[works[i]];

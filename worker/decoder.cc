@@ -319,7 +319,7 @@ absl::Status Decoder::AddResults(const AttentionLayerWeights& weights, const Mic
   return absl::OkStatus();
 }
 
-Tensor Decoder::Logits(std::span<const int32_t> rows) {
+Tensor Decoder::FinalNorm(std::span<const int32_t> rows) {
   const int64_t count = static_cast<int64_t>(rows.size());
   SY_CHECK(count >= 1 && count <= kMaxLogitsRows);
   const size_t row_bytes = Bytes(1, config_.hidden_size, DType::kF32);
@@ -329,11 +329,20 @@ Tensor Decoder::Logits(std::span<const int32_t> rows) {
                 residual_.data() + static_cast<size_t>(rows[i]) * row_bytes, row_bytes);
   }
   const Tensor normed = picked_normed_.View(act_, {count, config_.hidden_size});
-  const Tensor logits = logits_.View(DType::kF32, {count, config_.vocab_size});
   backend_->RmsNorm(picked_.View(DType::kF32, {count, config_.hidden_size}),
                     weights_->final_norm.view, config_.rms_norm_eps, normed);
+  return normed;
+}
+
+Tensor Decoder::Logits(std::span<const int32_t> rows) {
+  const Tensor normed = FinalNorm(rows);
+  const Tensor logits = logits_.View(DType::kF32, {normed.dim(0), config_.vocab_size});
   backend_->Matmul(normed, weights_->lm_head, nullptr, logits);
   return logits;
+}
+
+void Decoder::Argmax(std::span<const int32_t> rows, std::span<SampledToken> out) {
+  backend_->MatmulArgmax(FinalNorm(rows), weights_->lm_head, out);
 }
 
 }  // namespace switchyard

@@ -60,8 +60,13 @@ class Decoder {
   // Final norm and lm_head of some rows of the last Forward: [rows.size(), vocab] float32, valid
   // until the next call. REQUIRES: 1 <= rows.size() <= kMaxLogitsRows.
   Tensor Logits(std::span<const int32_t> rows);
+  // Of the same rows the tokens that SamplingRow::IsArgmax rows ask for; logits are not kept.
+  void Argmax(std::span<const int32_t> rows, std::span<SampledToken> out);
 
  private:
+  // The rows, normed: [rows.size(), hidden] act.
+  Tensor FinalNorm(std::span<const int32_t> rows);
+
   // Rows [begin, begin + batch.num_rows()) of the step's batch.
   struct MicroBatch {
     int32_t index = 0;

@@ -52,6 +52,7 @@ class CpuBackend final : public ComputeBackend {
   void Sigmoid(const Tensor& x) override;
   void Sample(const Tensor& logits, std::span<const SamplingRow> rows,
               std::span<SampledToken> out) override;
+  void MatmulArgmax(const Tensor& x, const PackedMatrix& w, std::span<SampledToken> out) override;
   void Score(const Tensor& logits, std::span<const int32_t> target, int32_t num_top,
              std::span<SampledToken> out) override;
   void Synchronize() override {}
@@ -120,8 +121,9 @@ class CpuBackend final : public ComputeBackend {
     });
   }
 
-  // Products of weights of one format.
-  void RunProducts(const Tensor& x, std::span<const Product> products);
+  // Products of weights of one format. With `best`, of one matrix, whose product is not stored:
+  // best_ [items][rows] takes its place.
+  void RunProducts(const Tensor& x, std::span<const Product> products, bool best);
   // Queues the blocks of rows [first, first + rows) for packing at `out`.
   void AddBlocks(int32_t group, int64_t first, int64_t rows, int block_rows, size_t row_bytes,
                  std::byte* out);
@@ -152,6 +154,7 @@ class CpuBackend final : public ComputeBackend {
   std::vector<GroupShape> shapes_;
   std::vector<WorkItem> items_;
   std::vector<WorkItem> up_items_;
+  std::vector<Best> best_;
   TaskList tasks_;
   std::vector<AttentionUnit> units_;
   std::vector<SplitItem> split_items_;

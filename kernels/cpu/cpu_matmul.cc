@@ -62,12 +62,33 @@ void CpuBackend::Matmul(const Tensor& x, std::span<const Product> products) {
     const auto other = std::ranges::find_if(
         products, [&](const Product& p) { return p.w->format != products.front().w->format; });
     const auto count = static_cast<size_t>(other - products.begin());
-    RunProducts(x, products.first(count));
+    RunProducts(x, products.first(count), false);
     products = products.subspan(count);
   }
 }
 
-void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products) {
+void CpuBackend::MatmulArgmax(const Tensor& x, const PackedMatrix& w, std::span<SampledToken> out) {
+  const FlushDenormals flush;
+  SY_CHECK_EQ(x.ndim, 2);
+  SY_CHECK_EQ(x.dim(1), w.k);
+  SY_CHECK(Accepts(w.format, x.dtype));
+  SY_CHECK_EQ(x.dim(0), static_cast<int64_t>(out.size()));
+  if (out.empty()) return;
+  const Product product{.w = &w, .bias = nullptr, .out = {}};
+  RunProducts(x, {&product, 1}, true);
+  for (size_t r = 0; r < out.size(); ++r) {
+    Best row;
+    for (size_t i = 0; i < items_.size(); ++i) {  // panels in ascending order
+      const Best& part = best_[i * out.size() + r];
+      row.legal = row.legal && part.legal;
+      if (part.logit > row.logit) row = {part.logit, part.column, row.legal};
+    }
+    const bool finite = row.legal && row.column >= 0;
+    out[r] = {.token = finite ? row.column : -1, .finite = finite, .logprob = 0.0f, .top = {}};
+  }
+}
+
+void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products, bool best) {
   const int64_t rows = x.dim(0);
   const int64_t k = x.dim(1);
   const WeightFormat& format = products.front().w->format;
@@ -84,6 +105,7 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products)
     macs += rows * p.w->n * k;
   }
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
+  if (best) best_.assign(items_.size() * static_cast<size_t>(rows), {});
   tasks_.Reset(1);
   for (size_t b = 0; b < blocks_.size(); ++b)
     tasks_.Add({.kind = kPackRows, .index = static_cast<int32_t>(b), .serves = 0});
@@ -100,23 +122,29 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products)
       next_w = PanelData(*products[static_cast<size_t>(n.group)].w, n.panel_begin);
     }
     const Product& p = products[static_cast<size_t>(item.group)];
-    kernels_->matmul({.x = packed,
-                      .rows = rows,
-                      .block_rows = block_rows,
-                      .block_begin = item.block_begin,
-                      .block_end = item.block_end,
-                      .w = p.w->storage.data(),
-                      .num_panels = NumPanels(p.w->n),
-                      .k = k,
-                      .format = format,
-                      .panel_begin = item.panel_begin,
-                      .panel_end = item.panel_end,
-                      .next_w = next_w,
-                      .n = p.w->n,
-                      .bias = p.bias,
-                      .out = p.out.data,
-                      .out_bf16 = p.out.dtype == DType::kBF16,
-                      .out_ld = p.w->n});
+    MatmulItem args{.x = packed,
+                    .rows = rows,
+                    .block_rows = block_rows,
+                    .block_begin = item.block_begin,
+                    .block_end = item.block_end,
+                    .w = p.w->storage.data(),
+                    .num_panels = NumPanels(p.w->n),
+                    .k = k,
+                    .format = format,
+                    .panel_begin = item.panel_begin,
+                    .panel_end = item.panel_end,
+                    .next_w = next_w,
+                    .n = p.w->n,
+                    .bias = p.bias,
+                    .out = p.out.data,
+                    .out_bf16 = p.out.dtype == DType::kBF16,
+                    .out_ld = p.w->n};
+    if (best) {
+      args.best = best_.data() + index * static_cast<size_t>(rows);
+      kernels_->matmul_best(args);
+    } else {
+      kernels_->matmul(args);
+    }
   });
 }
 

@@ -92,6 +92,13 @@ struct PackRowsItem {
   void* out = nullptr;
 };
 
+// The highest of some logits of one row. Of equal ones the first.
+struct Best {
+  float logit = -__builtin_inff();
+  int32_t column = -1;
+  bool legal = true;  // no NaN and no +inf among them
+};
+
 // Blocks x panels of one product.
 // REQUIRES: at most kMaxItemBlocks blocks, rows * panels <= kMaxItemTiles.
 struct MatmulItem {
@@ -112,6 +119,9 @@ struct MatmulItem {
   void* out = nullptr;          // row 0 of the group
   bool out_bf16 = false;
   int64_t out_ld = 0;
+  // Epilogue of matmul_best, as matmul's with float32 and no bias: best[row of the group] = of the
+  // item's columns, which are all finite or -inf where `legal`.
+  Best* best = nullptr;
   // Epilogue of mlp_up: silu(gate) * up as rows of [rows, width], packed for weights of
   // `down_format`. Panels come in pairs (gate, up); where down is quantised, panel_begin is a
   // multiple of kActGroupPanels.
@@ -175,6 +185,7 @@ struct KernelTable {
   void (*quantize_weights)(const float* w, int64_t count, WeightType type, uint16_t* halves,
                            uint8_t* codes);
   void (*matmul)(const MatmulItem&);
+  void (*matmul_best)(const MatmulItem&);
   void (*mlp_up)(const MatmulItem&);
 
   // Fills item.state for the queries that see the splits.

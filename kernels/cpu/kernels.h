@@ -19,6 +19,7 @@ void QuantizeWeights(const float* w, int64_t count, WeightType type, uint16_t* h
 int MaxRows(WeightFormat format);
 int PanelsForRows(int64_t rows, int block_rows);
 void Matmul(const cpu::MatmulItem& item);
+void MatmulBest(const cpu::MatmulItem& item);
 void MlpUp(const cpu::MatmulItem& item);
 
 // attention_kernel.cc

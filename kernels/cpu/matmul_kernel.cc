@@ -181,6 +181,39 @@ void StoreOutput(const MatmulItem& item, const float* sums, int64_t row_begin, i
   }
 }
 
+// Of one row: panel i of the item's at sums + i * stride. Every lane keeps its highest sum.
+cpu::Best BestOf(const MatmulItem& item, const float* sums, int64_t stride) {
+  constexpr float kInfinity = __builtin_inff();
+  F16 best = Splat(-kInfinity), best_panel = Zero(), poison = Zero();
+  for (int64_t panel = item.panel_begin; panel < item.panel_end; ++panel, sums += stride) {
+    const int64_t count = item.n - panel * kLanes;
+    alignas(64) float lanes[kLanes];
+    if (count < kLanes) {
+      for (int64_t j = 0; j < kLanes; ++j) lanes[j] = j < count ? sums[j] : -kInfinity;
+    }
+    const F16 v = Load(count < kLanes ? lanes : sums);
+    const F16 at = Splat(static_cast<float>(panel - item.panel_begin));
+    best_panel = SelectGreater(v, best, at, best_panel);
+    best = Max(v, best);  // the second operand where v is NaN
+    poison = AddPoison(v, poison);
+  }
+  alignas(64) float logits[kLanes], panels[kLanes];
+  Store(logits, best);
+  Store(panels, best_panel);
+  cpu::Best row;
+  row.legal = ReduceSum(poison) == 0.0f;
+  for (int64_t j = 0; j < kLanes; ++j) {
+    const int64_t panel = item.panel_begin + static_cast<int64_t>(panels[j]);
+    const int32_t column = static_cast<int32_t>(panel * kLanes + j);
+    const bool first = logits[j] == row.logit && column < row.column;
+    if (logits[j] > row.logit || first) {
+      row.logit = logits[j];
+      row.column = column;
+    }
+  }
+  return row;
+}
+
 // silu(gate) * up of one row and panel pair.
 SY_INLINE F16 Gated(const float* gate, const float* up) {
   return Mul(SiluOf(Load(gate)), Load(up));
@@ -265,6 +298,14 @@ void Matmul(const MatmulItem& item) {
   } else {
     StoreOutput<float>(item, sums, shape.first_row, shape.rows);
   }
+}
+
+void MatmulBest(const MatmulItem& item) {
+  alignas(64) float sums[cpu::kMaxItemTiles * kLanes];
+  const ItemShape shape(item);
+  Accumulate(item, shape, sums);
+  for (int64_t r = 0; r < shape.rows; ++r)
+    item.best[shape.first_row + r] = BestOf(item, sums + r * kLanes, shape.rows * kLanes);
 }
 
 void MlpUp(const MatmulItem& item) {

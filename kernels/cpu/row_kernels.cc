@@ -81,16 +81,12 @@ void Accumulate(const void* x, bool bf16, float weight, int64_t n, float* sum) {
 cpu::LogitStats Stats(const float* x, int64_t n) {
   constexpr float kInfinity = __builtin_inff();
   F16 max = Splat(-kInfinity);
-  // x * 0 is 0 for finite numbers and NaN otherwise. -inf is a legal logit (a token that cannot
-  // come), so it is lifted to the lowest finite number first; +inf and NaN are not. Max passes its
-  // second operand on NaN.
   F16 poison = Zero();
-  const F16 lowest = Splat(-3.4028234663852886e38f);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const F16 v = Load(x + i);
     max = Max(max, v);
-    poison = Fma(Max(lowest, v), Zero(), poison);
+    poison = AddPoison(v, poison);
   }
   cpu::LogitStats stats = {.max = ReduceMax(max), .finite = ReduceSum(poison) == 0.0f};
   for (; i < n; ++i) {

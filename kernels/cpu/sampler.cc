@@ -58,11 +58,6 @@ void BestCandidates(std::span<const float> logits, size_t n, std::vector<Candida
   std::sort(best->begin(), best->end(), Before);
 }
 
-bool NeedsAdjusting(const SamplingRow& row) {
-  return !row.logit_bias.empty() || !row.banned.empty() || row.repetition_penalty != 1.0f ||
-         row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f;
-}
-
 // Divides positive logits of seen tokens by the penalty and multiplies the others (CTRL, arXiv
 // 1909.05858).
 void PenalizeRepetition(const SamplingRow& row, std::span<float> logits,
@@ -184,7 +179,7 @@ int32_t Draw(const Distribution& d, const SamplingRow& row, Scratch& scratch) {
 
 int32_t Choose(const KernelTable& kernels, std::span<const float> logits, float max,
                const SamplingRow& row, Scratch& scratch) {
-  if (row.temperature < kGreedyTemperature)
+  if (row.temperature < SamplingRow::kGreedyTemperature)
     return static_cast<int32_t>(std::find(logits.begin(), logits.end(), max) - logits.begin());
   // Kept normal, so that -inf times it stays -inf.
   const float scale = std::max(1.0f / row.temperature, std::numeric_limits<float>::min());
@@ -230,7 +225,7 @@ SampledToken SampleRow(const KernelTable& kernels, std::span<const float> logits
   const LogitStats raw = kernels.logit_stats(logits.data(), vocab);
   LogitStats stats = raw;
   std::span<const float> adjusted = logits;
-  if (raw.finite && NeedsAdjusting(row)) {
+  if (raw.finite && row.Adjusts()) {
     scratch.adjusted.assign(logits.begin(), logits.end());
     Adjust(row, scratch.adjusted, scratch);
     adjusted = scratch.adjusted;

@@ -12,9 +12,6 @@
 
 namespace switchyard::cpu {
 
-// Temperatures below this are greedy.
-constexpr float kGreedyTemperature = 1e-5f;
-
 SampledToken SampleRow(const KernelTable& kernels, std::span<const float> logits,
                        const SamplingRow& row);
 

@@ -74,6 +74,12 @@ SY_INLINE float ReduceMax(F16 v) {
   return Reduce(v, [](const auto& a, const auto& b) { return b > a ? b : a; });
 }
 
+// poison + 0 where x is finite or -inf, a legal logit (of a token that cannot come); NaN elsewhere.
+// 0 * x is 0 for finite numbers only, so -inf is lifted to the lowest one.
+SY_INLINE F16 AddPoison(F16 x, F16 poison) {
+  return Fma(Max(Splat(-3.4028234663852886e38f), x), Zero(), poison);
+}
+
 // e^x to about 1 ulp. Exactly 0 below -104, infinity above 89, NaN stays NaN. Cody-Waite reduction
 // with a degree-6 polynomial (the coefficients of Cephes' expf).
 SY_INLINE F16 Exp(F16 x) {

@@ -27,6 +27,11 @@ SY_INLINE F16 Fma(F16 a, F16 b, F16 c) {
 // The second operand where either is NaN.
 SY_INLINE F16 Max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 SY_INLINE F16 Min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+// c > d ? a : b in every lane
+SY_INLINE F16 SelectGreater(F16 c, F16 d, F16 a, F16 b) {
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(c.lo, d.lo, _CMP_GT_OQ)),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(c.hi, d.hi, _CMP_GT_OQ))};
+}
 SY_INLINE F16 Neg(F16 a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(a.lo, sign), _mm256_xor_ps(a.hi, sign)};

@@ -22,6 +22,10 @@ SY_INLINE F16 Fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}
 // The second operand where either is NaN.
 SY_INLINE F16 Max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 SY_INLINE F16 Min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+// c > d ? a : b in every lane
+SY_INLINE F16 SelectGreater(F16 c, F16 d, F16 a, F16 b) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(c.v, d.v, _CMP_GT_OQ), b.v, a.v)};
+}
 SY_INLINE F16 Neg(F16 a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 // To the nearest integer, ties to even.
 SY_INLINE F16 Round(F16 a) {

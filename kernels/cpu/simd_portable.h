@@ -37,6 +37,10 @@ SY_INLINE V4 Select4(I4 mask, V4 a, V4 b) { return (V4)(((I4)a & mask) | ((I4)b 
 // The second operand where either is NaN.
 SY_INLINE F16 Max(F16 a, F16 b) { SY_PARTS(Select4(a.v[i] > b.v[i], a.v[i], b.v[i])); }
 SY_INLINE F16 Min(F16 a, F16 b) { SY_PARTS(Select4(a.v[i] < b.v[i], a.v[i], b.v[i])); }
+// c > d ? a : b in every lane
+SY_INLINE F16 SelectGreater(F16 c, F16 d, F16 a, F16 b) {
+  SY_PARTS(Select4(c.v[i] > d.v[i], a.v[i], b.v[i]));
+}
 SY_INLINE F16 Neg(F16 a) { SY_PARTS((V4)((U4)a.v[i] ^ 0x80000000u)); }
 // To the nearest integer, ties to even. REQUIRES: |a| < 2^22 (or NaN).
 SY_INLINE F16 Round(F16 a) {

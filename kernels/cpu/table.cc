@@ -12,6 +12,7 @@ constexpr cpu::KernelTable kTable = {
     .pack_rows = PackRows,
     .quantize_weights = QuantizeWeights,
     .matmul = Matmul,
+    .matmul_best = MatmulBest,
     .mlp_up = MlpUp,
     .attention = Attention,
     .attention_merge = AttentionMerge,
