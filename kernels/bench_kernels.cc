@@ -21,8 +21,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kSampleSeconds = 5e-3;  // of one timing, about
 constexpr int kMinRounds = 5;
-// oneDNN's idle threads spin for some milliseconds, which would slow ours down.
-constexpr std::chrono::milliseconds kRest{6};
 
 const WeightFormat kFormats[] = {FormatOf(DType::kBF16), kInt8Weights, kInt4Weights};
 
@@ -205,6 +203,7 @@ class Bench {
     };
     double slower = 0;  // the second call's, of both
     for (int i = 0; i < 2; ++i) slower = std::max(timed(s.ours), s.onednn ? timed(s.onednn) : 0);
+    if (s.onednn) OneDnnMatmul::StopThreads();
     num_calls = std::clamp<int64_t>(static_cast<int64_t>(kSampleSeconds / slower), 1, s.max_calls);
     std::vector<double> seconds, probes, shares, ratios;
     const auto begin = Clock::now();
@@ -215,8 +214,9 @@ class Bench {
       seconds.push_back(timed(s.ours));
       shares.push_back(s.bytes / seconds.back() / 1e9 / probes.back());
       if (!s.onednn) continue;
+      s.onednn(calls + num_calls);  // starts its threads
       ratios.push_back(timed(s.onednn) / seconds.back());
-      std::this_thread::sleep_for(kRest);
+      OneDnnMatmul::StopThreads();
     }
     Add(s, Median(seconds), Median(probes), Median(shares), ratios.empty() ? 0 : Median(ratios),
         static_cast<int>(seconds.size()));

@@ -22,6 +22,13 @@ void SetOpenMpThreads(int num_threads) {
   set(num_threads);
 }
 
+void StopOpenMpThreads() {
+  constexpr int kSoft = 1;  // omp_pause_soft
+  auto* pause = reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "omp_pause_resource_all"));
+  SY_CHECK(pause != nullptr);
+  SY_CHECK_EQ(pause(kSoft), 0);
+}
+
 void Fill(const Memory& memory, OneDnnType type, uint64_t seed) {
   std::mt19937_64 random(seed);
   const size_t bytes = memory.get_desc().get_size();
@@ -103,6 +110,8 @@ OneDnnMatmul::OneDnnMatmul(const Shape& s, int num_threads) : state_(std::make_u
 }
 
 OneDnnMatmul::~OneDnnMatmul() = default;
+
+void OneDnnMatmul::StopThreads() { StopOpenMpThreads(); }
 
 void OneDnnMatmul::Run(int64_t weight) {
   state_->matmul.execute(state_->stream,

@@ -25,6 +25,9 @@ class OneDnnMatmul {
   OneDnnMatmul(const Shape& shape, int num_threads);
   ~OneDnnMatmul();
   void Run(int64_t weight);
+  // Ends the idle threads of its OpenMP runtime, which would spin into what is timed next. Run
+  // starts them again.
+  static void StopThreads();
 
  private:
   struct State;
