@@ -202,8 +202,12 @@ class Bench {
       return seconds / static_cast<double>(num_calls);
     };
     double slower = 0;  // the second call's, of both
-    for (int i = 0; i < 2; ++i) slower = std::max(timed(s.ours), s.onednn ? timed(s.onednn) : 0);
-    if (s.onednn) OneDnnMatmul::StopThreads();
+    for (int i = 0; i < 2; ++i) {
+      slower = timed(s.ours);
+      if (!s.onednn) continue;
+      slower = std::max(slower, timed(s.onednn));
+      OneDnnMatmul::StopThreads();
+    }
     num_calls = std::clamp<int64_t>(static_cast<int64_t>(kSampleSeconds / slower), 1, s.max_calls);
     std::vector<double> seconds, probes, shares, ratios;
     const auto begin = Clock::now();
@@ -214,7 +218,7 @@ class Bench {
       seconds.push_back(timed(s.ours));
       shares.push_back(s.bytes / seconds.back() / 1e9 / probes.back());
       if (!s.onednn) continue;
-      s.onednn(calls + num_calls);  // starts its threads
+      s.onednn(calls - 1);  // starts its threads
       ratios.push_back(timed(s.onednn) / seconds.back());
       OneDnnMatmul::StopThreads();
     }

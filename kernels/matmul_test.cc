@@ -104,6 +104,26 @@ TEST_P(MatmulTest, ArgmaxIsWhatSampleTakes) {
   }
 }
 
+// A row whose logits are all -inf has no token; neither has one with a NaN.
+TEST_P(MatmulTest, ArgmaxOfNothing) {
+  const PooledBackend backend = MakeBackend(GetParam(), 2);
+  for (int64_t n : {1, 5, 16, 17, 1000}) {
+    const Guarded w(DType::kF32, {n, 3}), x(DType::kF32, {3, 3});
+    std::fill_n(w.t().as<float>(), n * 3, 1.0f);
+    std::fill_n(x.t().as<float>(), 9, 1.0f);
+    x.t().as<float>()[1] = -std::numeric_limits<float>::infinity();
+    x.t().as<float>()[8] = std::nanf("");
+    const PackedMatrix packed = backend->Pack(w.t(), FormatOf(DType::kF32));
+    std::vector<SampledToken> got(3);
+    backend->MatmulArgmax(x.t(), packed, got);
+    const std::pair<int32_t, bool> want[] = {{-1, false}, {0, true}, {-1, false}};
+    for (size_t r = 0; r < 3; ++r) {
+      EXPECT_EQ(got[r].token, want[r].first) << "row " << r << " of " << n << " columns";
+      EXPECT_EQ(got[r].finite, want[r].second) << "row " << r << " of " << n << " columns";
+    }
+  }
+}
+
 // Several products of one input, of weights in different formats, are those of one call each.
 TEST_P(MatmulTest, ProductsOfOneInput) {
   Random random(5);

@@ -25,8 +25,8 @@ class OneDnnMatmul {
   OneDnnMatmul(const Shape& shape, int num_threads);
   ~OneDnnMatmul();
   void Run(int64_t weight);
-  // Ends the idle threads of its OpenMP runtime, which would spin into what is timed next. Run
-  // starts them again.
+  // Ends the threads that its OpenMP runtime keeps for the calling thread: idle, they would spin
+  // into what is timed next. Run starts them again. REQUIRES: Run was called since the last time.
   static void StopThreads();
 
  private:

@@ -31,6 +31,26 @@ TEST(PhiloxTest, KnownAnswers) {  // from the authors' Random123 distribution, k
             (std::array<uint32_t, 4>{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
+TEST(SamplingRowTest, OnlyPlainGreedyRowsAreArgmax) {
+  const int32_t banned[] = {1};
+  const std::pair<int32_t, float> bias[] = {{2, 0.5f}};
+  const auto changed = [](const auto& change) {
+    SamplingRow row;
+    row.temperature = 0.0f;
+    change(row);
+    return row.IsArgmax();
+  };
+  EXPECT_TRUE(changed([](SamplingRow&) {}));
+  EXPECT_TRUE(changed([](SamplingRow& r) { r.top_k = 3; }));
+  EXPECT_FALSE(changed([](SamplingRow& r) { r.temperature = SamplingRow::kGreedyTemperature; }));
+  EXPECT_FALSE(changed([&](SamplingRow& r) { r.logit_bias = bias; }));
+  EXPECT_FALSE(changed([&](SamplingRow& r) { r.banned = banned; }));
+  EXPECT_FALSE(changed([](SamplingRow& r) { r.repetition_penalty = 1.1f; }));
+  EXPECT_FALSE(changed([](SamplingRow& r) { r.presence_penalty = 0.1f; }));
+  EXPECT_FALSE(changed([](SamplingRow& r) { r.frequency_penalty = 0.1f; }));
+  EXPECT_FALSE(changed([](SamplingRow& r) { r.num_top_logprobs = 0; }));
+}
+
 TEST_P(SamplerTest, GreedyTakesTheHighestAndTiesGoToTheLowerId) {
   SamplingRow row;
   row.temperature = 0.0f;

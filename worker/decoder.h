@@ -60,7 +60,8 @@ class Decoder {
   // Final norm and lm_head of some rows of the last Forward: [rows.size(), vocab] float32, valid
   // until the next call. REQUIRES: 1 <= rows.size() <= kMaxLogitsRows.
   Tensor Logits(std::span<const int32_t> rows);
-  // Of the same rows the tokens that SamplingRow::IsArgmax rows ask for; logits are not kept.
+  // What rows that are SamplingRow::IsArgmax() ask for, of such rows of the last Forward.
+  // REQUIRES: as Logits; out.size() == rows.size().
   void Argmax(std::span<const int32_t> rows, std::span<SampledToken> out);
 
  private:

@@ -13,6 +13,7 @@
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/matmul_plan.h"
 #include "kernels/cpu/task_list.h"
+#include "kernels/mutex.h"
 #include "kernels/thread_pool.h"
 
 namespace switchyard::cpu {
@@ -109,7 +110,7 @@ class CpuBackend final : public ComputeBackend {
       tasks_.Run(i, [&](const TaskList::Task& task) { fn(task, tasks_.Find(i + turn)); });
     });
   }
-  // The same over rows, in chunks: fn(row).
+  // fn(row) for every row, in chunks.
   template <typename Fn>
   void RunRows(int64_t rows, int64_t macs_per_row, const Fn& fn) {
     const int64_t per_item =
@@ -121,9 +122,9 @@ class CpuBackend final : public ComputeBackend {
     });
   }
 
-  // Products of weights of one format. With `best`, of one matrix, whose product is not stored:
-  // best_ [items][rows] takes its place.
-  void RunProducts(const Tensor& x, std::span<const Product> products, bool best);
+  // Products of weights of one format. Unless `best` is null there is one, which is not stored:
+  // best[row], kNoBest before the call, becomes that of the row.
+  void RunProducts(const Tensor& x, std::span<const Product> products, Best* best);
   // Queues the blocks of rows [first, first + rows) for packing at `out`.
   void AddBlocks(int32_t group, int64_t first, int64_t rows, int block_rows, size_t row_bytes,
                  std::byte* out);
@@ -154,7 +155,8 @@ class CpuBackend final : public ComputeBackend {
   std::vector<GroupShape> shapes_;
   std::vector<WorkItem> items_;
   std::vector<WorkItem> up_items_;
-  std::vector<Best> best_;
+  std::vector<Best> best_;  // of rows
+  Mutex best_mu_;           // while RunProducts fills it
   TaskList tasks_;
   std::vector<AttentionUnit> units_;
   std::vector<SplitItem> split_items_;

@@ -1,5 +1,6 @@
 // CpuBackend: matrix products, plain and grouped.
 #include <algorithm>
+#include <array>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/float_mode.h"
@@ -13,6 +14,14 @@ enum TaskKind { kPackRows, kProduct, kUp, kDown };
 // Whether x may be multiplied by weights of this format.
 bool Accepts(const WeightFormat& format, DType x) {
   return IsQuantized(format) ? x != DType::kI32 : format == FormatOf(x);
+}
+
+// In any order.
+void Merge(const Best& part, Best* row) {
+  const bool legal = row->legal && part.legal;
+  const bool first = part.logit == row->logit && part.column < row->column;
+  if (part.logit > row->logit || first) *row = part;
+  row->legal = legal;
 }
 
 // Where the weights of a panel begin.
@@ -62,7 +71,7 @@ void CpuBackend::Matmul(const Tensor& x, std::span<const Product> products) {
     const auto other = std::ranges::find_if(
         products, [&](const Product& p) { return p.w->format != products.front().w->format; });
     const auto count = static_cast<size_t>(other - products.begin());
-    RunProducts(x, products.first(count), false);
+    RunProducts(x, products.first(count), nullptr);
     products = products.subspan(count);
   }
 }
@@ -74,21 +83,16 @@ void CpuBackend::MatmulArgmax(const Tensor& x, const PackedMatrix& w, std::span<
   SY_CHECK(Accepts(w.format, x.dtype));
   SY_CHECK_EQ(x.dim(0), static_cast<int64_t>(out.size()));
   if (out.empty()) return;
+  best_.assign(out.size(), kNoBest);
   const Product product{.w = &w, .bias = nullptr, .out = {}};
-  RunProducts(x, {&product, 1}, true);
+  RunProducts(x, {&product, 1}, best_.data());
   for (size_t r = 0; r < out.size(); ++r) {
-    Best row;
-    for (size_t i = 0; i < items_.size(); ++i) {  // panels in ascending order
-      const Best& part = best_[i * out.size() + r];
-      row.legal = row.legal && part.legal;
-      if (part.logit > row.logit) row = {part.logit, part.column, row.legal};
-    }
-    const bool finite = row.legal && row.column >= 0;
-    out[r] = {.token = finite ? row.column : -1, .finite = finite, .logprob = 0.0f, .top = {}};
+    const bool finite = best_[r].legal && best_[r].column >= 0;
+    out[r] = {.token = finite ? best_[r].column : -1, .finite = finite, .logprob = 0.0f, .top = {}};
   }
 }
 
-void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products, bool best) {
+void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products, Best* best) {
   const int64_t rows = x.dim(0);
   const int64_t k = x.dim(1);
   const WeightFormat& format = products.front().w->format;
@@ -105,7 +109,6 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products,
     macs += rows * p.w->n * k;
   }
   PlanItems(*kernels_, shapes_, pool_->num_threads(), &items_);
-  if (best) best_.assign(items_.size() * static_cast<size_t>(rows), {});
   tasks_.Reset(1);
   for (size_t b = 0; b < blocks_.size(); ++b)
     tasks_.Add({.kind = kPackRows, .index = static_cast<int32_t>(b), .serves = 0});
@@ -139,12 +142,15 @@ void CpuBackend::RunProducts(const Tensor& x, std::span<const Product> products,
                     .out = p.out.data,
                     .out_bf16 = p.out.dtype == DType::kBF16,
                     .out_ld = p.w->n};
-    if (best) {
-      args.best = best_.data() + index * static_cast<size_t>(rows);
-      kernels_->matmul_best(args);
-    } else {
-      kernels_->matmul(args);
-    }
+    if (best == nullptr) return kernels_->matmul(args);
+    std::array<Best, kMaxItemTiles> part;  // rows are fewer
+    args.best = part.data();
+    kernels_->matmul_best(args);
+    const int64_t num_blocks = NumBlocks(rows, block_rows);
+    const int64_t first = BlockBegin(rows, num_blocks, item.block_begin);
+    const int64_t end = BlockBegin(rows, num_blocks, item.block_end);
+    const MutexLock lock(best_mu_);
+    for (int64_t r = first; r < end; ++r) Merge(part[static_cast<size_t>(r - first)], &best[r]);
   });
 }
 

@@ -30,7 +30,6 @@ SY_INLINE uint32_t LoadWord(const std::byte* p) {
 }
 
 constexpr int kMaxInterleaved = 16;  // rows at once
-static_assert(kMaxRows <= kMaxInterleaved);
 
 // v[i][j] becomes v[j][i].
 SY_INLINE void Transpose(Words8 (&v)[8]) {

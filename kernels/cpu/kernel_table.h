@@ -26,9 +26,10 @@ namespace switchyard::cpu {
 
 constexpr int64_t kPanelColumns = 16;
 constexpr int kAttentionSplit = 256;  // absolute positions per split: a numerics constant
-// An item's rows * panels of 16 partial sums stay below this.
+// At most, an item's rows * panels of 16 partial sums.
 constexpr int64_t kMaxItemTiles = 768;
 constexpr int64_t kMaxItemBlocks = 48;  // of rows in an item
+constexpr int kMaxBlockRows = 12;       // of any path
 
 SY_SHARED constexpr int64_t NumPanels(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns; }
 SY_SHARED constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -86,18 +87,19 @@ struct PackRowsItem {
   const void* x = nullptr;  // the block's first row
   bool bf16 = false;        // x's type
   int64_t ld = 0;           // elements between rows
-  int64_t rows = 0;         // 1..max_rows
+  int64_t rows = 0;         // 1..block_rows of its product
   int64_t k = 0;
   WeightFormat format = {};
   void* out = nullptr;
 };
 
-// The highest of some logits of one row. Of equal ones the first.
+// The highest of some logits of one row, of equal ones the first.
 struct Best {
-  float logit = -__builtin_inff();
-  int32_t column = -1;
-  bool legal = true;  // no NaN and no +inf among them
+  float logit;
+  int32_t column;  // -1: none is above -inf
+  bool legal;      // none is NaN or +inf
 };
+constexpr Best kNoBest = {.logit = -__builtin_inff(), .column = -1, .legal = true};
 
 // Blocks x panels of one product.
 // REQUIRES: at most kMaxItemBlocks blocks, rows * panels <= kMaxItemTiles.
@@ -111,7 +113,8 @@ struct MatmulItem {
   int64_t k = 0;
   WeightFormat format = {};
   int64_t panel_begin = 0, panel_end = 0;
-  // What this thread probably reads after the item: prefetched towards its end. Null: not known.
+  // What this thread probably reads next, null if that is not known: tiles of fewer panels than a
+  // slab's prefetch it in the item's last stretch.
   const void* next_w = nullptr;
   // Epilogue of matmul: out[row][column] of type out_bf16, plus bias.
   int64_t n = 0;
@@ -119,8 +122,7 @@ struct MatmulItem {
   void* out = nullptr;          // row 0 of the group
   bool out_bf16 = false;
   int64_t out_ld = 0;
-  // Epilogue of matmul_best, as matmul's with float32 and no bias: best[row of the group] = of the
-  // item's columns, which are all finite or -inf where `legal`.
+  // Epilogue of matmul_best: best[r] of the item's row r and the item's columns below n. No bias.
   Best* best = nullptr;
   // Epilogue of mlp_up: silu(gate) * up as rows of [rows, width], packed for weights of
   // `down_format`. Panels come in pairs (gate, up); where down is quantised, panel_begin is a

@@ -7,9 +7,12 @@ namespace {
 
 using cpu::MatmulItem;
 
-// Of a slab in a K block: what one block of rows streams, and what several find in the caches.
-constexpr int64_t kStreamBytes = 16 << 10;
+// Of a slab in a K block: what tiles of whole slabs stream, what the halves of one prefetch ahead,
+// and what several blocks of rows find in the L1 cache.
+constexpr int64_t kStreamBytes = 64 << 10;
+constexpr int64_t kHalvesBytes = 16 << 10;
 constexpr int64_t kBlockBytes = 32 << 10;
+constexpr int64_t kQuantizedBlockBytes = 24 << 10;
 constexpr size_t kRowsInCache = size_t{256} << 10;  // of packed rows, in a core's L2
 
 // Inputs are counted in units that may not be cut: one (kF32), a pair (kBF16), 128 (quantised).
@@ -59,9 +62,14 @@ struct ItemShape {
     stays_in_cache = static_cast<size_t>(rows) * row_bytes <= kRowsInCache;
     max_panels = PanelsFor(static_cast<int>(cpu::CeilDiv(item.rows, blocks_of_group)));
     const int64_t unit_bytes = cpu::SlabBytes(cpu::kSlabPanels, unit_inputs, item.format);
-    const int64_t bytes = num_blocks == 1 ? kStreamBytes : kBlockBytes;
+    const int64_t bytes = BlockBytes(item.format);
     block_inputs = (bytes / unit_bytes > 1 ? bytes / unit_bytes : 1) * unit_inputs;
   }
+  int64_t BlockBytes(WeightFormat format) const {
+    if (num_blocks > 1) return IsQuantized(format) ? kQuantizedBlockBytes : kBlockBytes;
+    return max_panels >= cpu::kSlabPanels ? kStreamBytes : kHalvesBytes;
+  }
+
   int64_t num_blocks;
   int64_t unit_inputs;
   int64_t first_row, rows;  // in the group
@@ -76,7 +84,7 @@ struct Stretch {
   int64_t panel, num_panels;
   int64_t k, num_k;
   const std::byte* begin;  // in the slab
-  const std::byte* next;   // the stretch after it
+  const std::byte* next;   // what is read after it
 };
 
 // All tiles of a stretch: one block of rows and 1, 2 or 4 panels each. A tile of fewer panels than
@@ -143,13 +151,17 @@ void Accumulate(const MatmulItem& item, const ItemShape& shape, float* sums) {
     const bool last_panel = panel + s.num_panels == item.panel_end;
     const bool last_k = k + s.num_k == item.k;
     if (last_panel && last_k) {
-      s.next = static_cast<const std::byte*>(item.next_w);
+      s.next = item.next_w != nullptr ? static_cast<const std::byte*>(item.next_w) : s.begin;
     } else if (across && last_panel) {
       s.next = w + cpu::SlabBegin(item.panel_begin, item.k, item.format) +
                cpu::SlabBytes(cpu::SlabWidth(item.panel_begin, item.num_panels), k + s.num_k,
                               item.format);
     } else {
-      s.next = s.begin + cpu::SlabBytes(width, across ? item.k : s.num_k, item.format);
+      const int64_t next_panel = panel + s.num_panels;
+      s.next = across
+                   ? w + cpu::SlabBegin(next_panel, item.k, item.format) +
+                         cpu::SlabBytes(cpu::SlabWidth(next_panel, item.num_panels), k, item.format)
+                   : s.begin + cpu::SlabBytes(width, s.num_k, item.format);
     }
     RunStretch(item, shape, s, sums);
     return s.num_panels;
@@ -200,7 +212,7 @@ cpu::Best BestOf(const MatmulItem& item, const float* sums, int64_t stride) {
   alignas(64) float logits[kLanes], panels[kLanes];
   Store(logits, best);
   Store(panels, best_panel);
-  cpu::Best row;
+  cpu::Best row = cpu::kNoBest;
   row.legal = ReduceSum(poison) == 0.0f;
   for (int64_t j = 0; j < kLanes; ++j) {
     const int64_t panel = item.panel_begin + static_cast<int64_t>(panels[j]);
@@ -305,7 +317,7 @@ void MatmulBest(const MatmulItem& item) {
   const ItemShape shape(item);
   Accumulate(item, shape, sums);
   for (int64_t r = 0; r < shape.rows; ++r)
-    item.best[shape.first_row + r] = BestOf(item, sums + r * kLanes, shape.rows * kLanes);
+    item.best[r] = BestOf(item, sums + r * kLanes, shape.rows * kLanes);
 }
 
 void MlpUp(const MatmulItem& item) {

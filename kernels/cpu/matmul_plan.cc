@@ -6,9 +6,9 @@ namespace switchyard::cpu {
 namespace {
 
 constexpr int64_t kMaxItemRows = 96;
-// Long streams: whatever an item begins to read was prefetched by nobody.
+// Long streams: tiles of whole slabs find an item's first bytes in no cache.
 constexpr int64_t kMaxItemPanels = 64;
-static_assert(kActGroupPanels <= kMaxItemTiles / 12);  // 12: the largest block of rows
+static_assert(kActGroupPanels <= kMaxItemTiles / kMaxBlockRows);
 constexpr int64_t kMinItemMacs = int64_t{1} << 16;
 constexpr int64_t kItemsPerThread = 4;
 

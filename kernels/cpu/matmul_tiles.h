@@ -277,7 +277,7 @@ void TileQuantized(const TileArgs& a) {
 }
 
 constexpr int MaxRowsOf(WeightType type) {
-  return type == WeightType::kInt8 || type == WeightType::kInt4 ? kMaxQuantizedRows : kMaxRows;
+  return IsQuantized({.type = type}) ? kMaxQuantizedRows : kMaxRows;
 }
 
 // [type][rows - 1][log2(panels)]
@@ -304,8 +304,9 @@ constexpr TileFn TileOrNull() {
         SY_TILE_ROW(T, 6), SY_TILE_ROW(T, 7), SY_TILE_ROW(T, 8), SY_TILE_ROW(T, 9),                \
         SY_TILE_ROW(T, 10), SY_TILE_ROW(T, 11), SY_TILE_ROW(T, 12)                                 \
   }
-constexpr TileFn kTiles[4][12][3] = {SY_TILE_ROWS(kF32), SY_TILE_ROWS(kBF16), SY_TILE_ROWS(kInt8),
-                                     SY_TILE_ROWS(kInt4)};
+static_assert(kMaxRows <= cpu::kMaxBlockRows && kMaxQuantizedRows <= kMaxRows);
+constexpr TileFn kTiles[4][cpu::kMaxBlockRows][3] = {SY_TILE_ROWS(kF32), SY_TILE_ROWS(kBF16),
+                                                     SY_TILE_ROWS(kInt8), SY_TILE_ROWS(kInt4)};
 #undef SY_TILE_ROWS
 #undef SY_TILE_ROW
 

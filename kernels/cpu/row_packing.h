@@ -13,6 +13,7 @@
 
 namespace switchyard::SY_CPU_PATH {
 
+static_assert(cpu::kMaxBlockRows <= kMaxInterleaved);
 constexpr int kVectorsPerActGroup = cpu::kActGroup / kLanes;
 constexpr int64_t kQuadsPerActGroup = cpu::kActGroup / 4;
 
