@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What several expert workers cost: one process with one expert worker, one with two, and two expert workers as processes.
 
-Three servers of one model take turns at the same load (requests at once that each draw --tokens ids from 16 random ones, over
-HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of tokens per second, to the
+The servers (all hold the model in memory at once) take turns at the same load (requests at once that each draw --tokens ids
+from 16 random ones, over HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of tokens per second, to the
 server with one expert worker in the same round.
 """
 import argparse
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--requests", default="1,4,16", help="requests at once (default: 1,4,16)")
     parser.add_argument("--tokens", type=int, default=96, help="drawn by each request (default: 96)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
+    parser.add_argument("--layouts", default="two,processes", help="beside one expert worker: two (in one process), processes (default: both)")
     parser.add_argument("--json", action="store_true", help="print JSON alone on stdout")
     args = parser.parse_args()
     os.environ["SWITCHYARD_BIN"] = args.binary
@@ -46,9 +47,12 @@ def main() -> None:
 
     shapes = {
         "1 expert worker": ("--expert-workers", 1),
-        "2 expert workers": ("--expert-workers", 2),
-        "3 processes": ("--expert-workers", 2, "--processes"),
     }
+    layouts = {"two": ("2 expert workers", ("--expert-workers", 2)), "processes": ("3 processes", ("--expert-workers", 2, "--processes"))}
+    for layout in args.layouts.split(","):
+        if layout not in layouts:
+            parser.error(f"--layouts has \"{layout}\"; it takes two and processes")
+        shapes[layouts[layout][0]] = layouts[layout][1]
     common = ("--max-model-len", 64 + args.tokens, "--kv-cache-memory", "256MiB", "--served-model-name", "m", "--quantization", args.quantization)
     servers: dict[str, harness.Server] = {}
     rng = random.Random(1)
