@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 
 #include "server/cli/command.h"
+#include "server/cli/memory_policy.h"
 
 namespace switchyard {
 namespace {
@@ -19,6 +20,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kUsage;
   }
+  InterleaveMemory();
   for (const Command& command : commands) {
     if (command.app->parsed()) return command.run();
   }
