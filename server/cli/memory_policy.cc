@@ -1,6 +1,7 @@
 #include "server/cli/memory_policy.h"
 
 #include <linux/mempolicy.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -11,6 +12,10 @@
 namespace switchyard {
 
 void InterleaveMemory() {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof(cores), &cores) != 0 ||
+      CPU_COUNT(&cores) < sysconf(_SC_NPROCESSORS_ONLN))
+    return;
   constexpr unsigned long kMaxNodes = 1024;
   std::array<unsigned long, kMaxNodes / (CHAR_BIT * sizeof(unsigned long))> nodes{};
   int mode = MPOL_DEFAULT;

@@ -2,8 +2,8 @@
 """What several expert workers cost: one process with one expert worker, one with two, and two expert workers as processes.
 
 The servers (all hold the model in memory at once) take turns at the same load (requests at once that each draw --tokens ids
-from 16 random ones, over HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of tokens per second, to the
-server with one expert worker in the same round.
+from 16 random ones, over HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of
+tokens per second, to the server with one expert worker in the same round.
 """
 import argparse
 import concurrent.futures
