@@ -18,8 +18,10 @@ constexpr int kMaxEvents = 32;
 constexpr std::chrono::hours kMaxSleep(1);
 constexpr std::chrono::seconds kHousekeeping(1);  // the own thread looks at expired connections
 constexpr std::chrono::milliseconds kAcceptPause(100);  // after too many open files
-// The thread of the data plane leaves the work to a rank that waited this recently.
-constexpr std::chrono::milliseconds kRankLooksAfter(1);
+// The thread of the data plane leaves the work to a rank that waited this recently, or so many
+// times this recently where nothing is under way.
+constexpr std::chrono::milliseconds kRankLooksAfter(5);
+constexpr int kIdleLooks = 4;
 
 class NetworkCommunicator final : public Communicator {
  public:
@@ -173,8 +175,10 @@ void HostDataPlane::Leave() {
 void HostDataPlane::Run() {
   MutexLock lock(mu_);
   uint64_t seen = 0;
+  int looks = kIdleLooks;  // since the rank waited last
   while (!stop_) {
-    if (rank_drives_ || num_waits_ != seen) {
+    looks = rank_drives_ || num_waits_ != seen ? 0 : std::min(looks + 1, kIdleLooks);
+    if (looks == 0 || (looks < kIdleLooks && (group_ == nullptr || group_->Idle()))) {
       seen = num_waits_;
       Park(seen);
       continue;

@@ -398,6 +398,10 @@ bool NetworkGroup::Done(int32_t group) const {
          std::ranges::find(posted_, group, &Posted::group) == posted_.end();
 }
 
+bool NetworkGroup::Idle() const {
+  return posted_.empty() && std::ranges::all_of(num_sends_, [](auto n) { return n == 0; });
+}
+
 std::string NetworkGroup::LatePeers(int32_t group) const {
   std::vector<std::string> late;
   for (const Posted& posted : posted_) {

@@ -55,6 +55,7 @@ class NetworkGroup {
 
   const absl::Status& error() const { return error_; }
   bool Done(int32_t group) const;
+  bool Idle() const;                                                       // all groups are done
   bool IsWriting(int32_t peer) const { return !At(peer).pieces.empty(); }  // OnWritten is due
   std::string LatePeers(int32_t group) const;
 

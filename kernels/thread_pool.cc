@@ -127,7 +127,7 @@ struct ThreadPool::State {
     }
     for (int64_t others = 1; sleeper != nullptr; ++others) {
       sleeper->changed.NotifyOne();
-      if (others + 1 >= job->n) return;
+      if (others + 1 >= job->n || !job->HasWork()) return;
       MutexLock lock(mu);
       sleeper = RouseForWork();
     }

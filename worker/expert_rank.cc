@@ -83,7 +83,7 @@ absl::Status ExpertRank::BeginStep(const StepHeader& step) {
   planner_.BeginGeneration(step.slots_generation);
   const auto micro_batches = static_cast<int32_t>(step.micro_batches);
   for (int32_t m = 0; m < micro_batches && options_.num_moe_layers > 0; ++m) {
-    absl::Status status = StartReceives(step, 0, m);
+    absl::Status status = communicator_->Start(m, {}, Receives(step, 0, m));
     if (!status.ok()) return At(0, step.step, status);
   }
   return absl::OkStatus();
@@ -99,13 +99,14 @@ absl::Status ExpertRank::Compute(const ExchangeKey& key) {
 absl::Status ExpertRank::Answer(const ExchangeKey& key) {
   absl::Status status = ComputeMoved();
   options_.counters->progress.fetch_add(1, std::memory_order_relaxed);
-  if (status.ok()) status = SendResults(key);
-  if (status.ok() && key.layer + 1 < options_.num_moe_layers)
-    status = StartReceives(*key.step, key.layer + 1, key.micro_batch);
+  if (status.ok()) {
+    WriteResults(key);
+    status = SendResults(key);
+  }
   return At(key.layer, key.step->step, status);
 }
 
-absl::Status ExpertRank::StartReceives(const StepHeader& step, int32_t layer, int32_t micro_batch) {
+std::span<RecvOp> ExpertRank::Receives(const StepHeader& step, int32_t layer, int32_t micro_batch) {
   Incoming& incoming = incoming_[static_cast<size_t>(micro_batch)];
   incoming.recvs.clear();
   for (int32_t participant : step.participants) {
@@ -120,7 +121,7 @@ absl::Status ExpertRank::StartReceives(const StepHeader& step, int32_t layer, in
       incoming.recvs.push_back({participant, tag, Whole(incoming.counts_messages[p]), 0});
     }
   }
-  return communicator_->Start(micro_batch, {}, incoming.recvs);
+  return incoming.recvs;
 }
 
 absl::Status ExpertRank::Plan(const ExchangeKey& key) {
@@ -249,7 +250,7 @@ void ExpertRank::RunGroups(std::span<const MlpGroup> groups) {
   backend_->Synchronize();
 }
 
-absl::Status ExpertRank::SendResults(const ExchangeKey& key) {
+void ExpertRank::WriteResults(const ExchangeKey& key) {
   const StepHeader& step = *key.step;
   const int32_t row_bytes = options_.exchange.row_bytes;
   const MessageTag tag{step.step, key.layer, key.micro_batch, MessageKind::kCombine};
@@ -272,8 +273,20 @@ absl::Status ExpertRank::SendResults(const ExchangeKey& key) {
                      row_bytes, combine_messages_);
     });
   }
+}
+
+// And asks for the next layer's rows. Where they are what this rank waits for next, both go at
+// once, which saves a packet and a look at it; the other micro-batch would overwrite results that
+// are still being sent.
+absl::Status ExpertRank::SendResults(const ExchangeKey& key) {
+  const bool last = key.layer + 1 == options_.num_moe_layers;
+  const bool at_once = !last && key.step->micro_batches == 1;
+  const std::span<RecvOp> next =
+      last ? std::span<RecvOp>() : Receives(*key.step, key.layer + 1, key.micro_batch);
+  if (at_once) return communicator_->Start(key.micro_batch, sends_, next);
   absl::Status status = communicator_->Start(key.micro_batch, sends_, {});
-  return status.ok() ? communicator_->Wait(key.micro_batch, DataDeadline()) : status;
+  if (status.ok()) status = communicator_->Wait(key.micro_batch, DataDeadline());
+  return status.ok() && !last ? communicator_->Start(key.micro_batch, {}, next) : status;
 }
 
 }  // namespace switchyard

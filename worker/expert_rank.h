@@ -64,11 +64,12 @@ class ExpertRank {
   WorkerCounters& counters() const { return *options_.counters; }
 
  private:
-  absl::Status StartReceives(const StepHeader& step, int32_t layer, int32_t micro_batch);
+  std::span<RecvOp> Receives(const StepHeader& step, int32_t layer, int32_t micro_batch);
   absl::Status Plan(const ExchangeKey& key);
   void CountPlan(std::chrono::nanoseconds duration);
   absl::Status ComputeHere(const ExchangeKey& key);
   absl::Status ComputeMoved();
+  void WriteResults(const ExchangeKey& key);
   absl::Status SendResults(const ExchangeKey& key);
   absl::Status At(int32_t layer, uint64_t step, const absl::Status& status) const;
   void GatherBatch();
