@@ -6,7 +6,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <deque>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "comm/communicator_conformance.h"
@@ -421,6 +424,33 @@ TEST(DataPlane, AHelloMayComeBeforeItsEpoch) {
     EXPECT_EQ(buffer, sent);
   }
   EXPECT_EQ(a->refused_messages() + b->refused_messages(), 0u);
+}
+
+// More than the sockets hold, for a receiver that waited a moment ago and now computes.
+TEST(DataPlane, AMessageArrivesWhileItsReceiverComputes) {
+  const auto ranks = MakeNetworkRanks(2);
+  const std::vector<std::byte> sent = Pattern(0, 1, 1, 48 << 20);
+  std::vector<std::byte> buffer(sent.size());
+  RankThreads threads;
+  std::atomic<bool> is_sent{false};
+  threads.Run([&] {
+    RecvOp recv{1, Tag(1), {}};
+    const SendOp send{1, Tag(2), sent};
+    ASSERT_TRUE(ranks[0]->Start({}, {&recv, 1}).ok() && ranks[0]->Wait(Later()).ok());
+    ASSERT_TRUE(ranks[0]->Start({&send, 1}, {}).ok());
+    EXPECT_TRUE(ranks[0]->Wait(Later()).ok());
+    is_sent = true;
+  });
+  const SendOp send{0, Tag(1), {}};
+  RecvOp recv{0, Tag(2), buffer};
+  ASSERT_TRUE(ranks[1]->Start({&send, 1}, {}).ok() && ranks[1]->Wait(Later()).ok());
+  ASSERT_TRUE(ranks[1]->Start({}, {&recv, 1}).ok());
+  const auto late = In(std::chrono::seconds(20));
+  while (!is_sent && std::chrono::steady_clock::now() < late)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_TRUE(is_sent);
+  EXPECT_TRUE(ranks[1]->Wait(Later()).ok());
+  EXPECT_EQ(buffer, sent);
 }
 
 TEST(DataPlane, ARankWithAnotherSecretIsLostToTheOthers) {
