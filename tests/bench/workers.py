@@ -2,8 +2,9 @@
 """What several expert workers cost: one process with one expert worker, one with two, and two expert workers as processes.
 
 The servers (all hold the model in memory at once) take turns at the same load (requests at once that each draw --tokens ids
-from 16 random ones, over HTTP), so that what else the machine does hits all alike. The ratios are medians over the rounds of
-tokens per second, to the server with one expert worker in the same round.
+from 16 random ones, over HTTP), so that what else the machine does hits all alike. Everything runs twice, the second time with the
+servers loaded in the opposite order: which part of a virtual machine's memory a server got can be worth 8 % of its speed. The ratios
+are medians over the rounds of both, of tokens per second to the server with one expert worker in the same round.
 """
 import argparse
 import concurrent.futures
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--quantization", default="none", help="none, int8 or int4 (default: none)")
     parser.add_argument("--requests", default="1,4,16", help="requests at once (default: 1,4,16)")
     parser.add_argument("--tokens", type=int, default=96, help="drawn by each request (default: 96)")
-    parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="for each of both orders (default: 5)")
     parser.add_argument("--layouts", default="two,processes", help="beside one expert worker: two (in one process), processes (default: both)")
     parser.add_argument("--json", action="store_true", help="print JSON alone on stdout")
     args = parser.parse_args()
@@ -54,29 +55,31 @@ def main() -> None:
             parser.error(f"--layouts has \"{layout}\"; it takes two and processes")
         shapes[layouts[layout][0]] = layouts[layout][1]
     common = ("--max-model-len", 64 + args.tokens, "--kv-cache-memory", "256MiB", "--served-model-name", "m", "--quantization", args.quantization)
-    servers: dict[str, harness.Server] = {}
     rng = random.Random(1)
+    requests = [int(n) for n in args.requests.split(",")]
+    speeds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in shapes} for n in requests}
+    for order in (list(shapes), list(reversed(shapes))):
+        servers: dict[str, harness.Server] = {}
+        try:
+            for i, name in enumerate(order):
+                servers[name] = harness.Server(args.model, *shapes[name], *common, name=f"bench.workers.{i}")
+            for at_once in requests:
+                for turn in range(args.rounds + 1):
+                    print(f"\rbench: {order[0]} loaded first, {at_once} at once, round {turn} of {args.rounds} ", end="", file=sys.stderr, flush=True)
+                    for name, server in servers.items():
+                        speed = tokens_per_second(server, "m", at_once, args.tokens, rng)
+                        if turn > 0:  # the first warms up
+                            speeds[at_once][name].append(speed)
+        finally:
+            for server in servers.values():
+                server.stop()
+            print(file=sys.stderr)
     rows = []
-    try:
-        for i, (name, flags) in enumerate(shapes.items()):
-            servers[name] = harness.Server(args.model, *flags, *common, name=f"bench.workers.{i}")
-        for at_once in map(int, args.requests.split(",")):
-            speeds: dict[str, list[float]] = {name: [] for name in shapes}
-            for turn in range(args.rounds + 1):
-                print(f"\rbench: {at_once} at once, round {turn} of {args.rounds} ", end="", file=sys.stderr, flush=True)
-                for name, server in servers.items():
-                    speed = tokens_per_second(server, "m", at_once, args.tokens, rng)
-                    if turn > 0:  # the first warms up
-                        speeds[name].append(speed)
-            base = speeds["1 expert worker"]
-            for name, values in speeds.items():
-                ratios = [value / of for value, of in zip(values, base)]
-                rows.append({"workers": name, "requests": at_once, "tokens_per_second": statistics.median(values),
-                             "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)})
-    finally:
-        for server in servers.values():
-            server.stop()
-        print(file=sys.stderr)
+    for at_once, by_name in speeds.items():
+        for name, values in by_name.items():
+            ratios = [value / of for value, of in zip(values, by_name["1 expert worker"])]
+            rows.append({"workers": name, "requests": at_once, "tokens_per_second": statistics.median(values),
+                         "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)})
     if args.json:
         print(json.dumps({"rows": rows}, indent=1))
         return
