@@ -18,10 +18,10 @@ constexpr int kMaxEvents = 32;
 constexpr std::chrono::hours kMaxSleep(1);
 constexpr std::chrono::seconds kHousekeeping(1);  // the own thread looks at expired connections
 constexpr std::chrono::milliseconds kAcceptPause(100);  // after too many open files
-// The thread of the data plane leaves the work to a rank that waited this recently, or so many
-// times this recently where nothing is under way.
-constexpr std::chrono::milliseconds kRankLooksAfter(5);
-constexpr int kIdleLooks = 4;
+// The thread of the data plane looks this often whether the rank still waits now and then. It takes
+// over at the first look after which it did not, or at the tenth where nothing is under way.
+constexpr std::chrono::milliseconds kRankLooksAfter(2);
+constexpr int kIdleLooks = 10;
 
 class NetworkCommunicator final : public Communicator {
  public:
@@ -93,6 +93,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> HostDataPlane::Join(const GroupSpe
                      group_ != nullptr ? " lives" : " was joined"));
   }
   has_joined_ = true;
+  has_waited_ = false;
+  owner_free_.NotifyOne();
   spec_ = spec;
   left_ = false;
   own_.assign(static_cast<size_t>(size), 0);
@@ -141,6 +143,7 @@ absl::Status HostDataPlane::Start(int32_t group, std::span<const SendOp> sends,
 absl::Status HostDataPlane::Wait(int32_t group, Clock::time_point deadline) {
   MutexLock lock(mu_);
   rank_drives_ = true;
+  has_waited_ = true;
   ++num_waits_;
   while (group_->error().ok() && !group_->Done(group)) {
     if (Clock::now() >= deadline) {
@@ -178,7 +181,8 @@ void HostDataPlane::Run() {
   int looks = kIdleLooks;  // since the rank waited last
   while (!stop_) {
     looks = rank_drives_ || num_waits_ != seen ? 0 : std::min(looks + 1, kIdleLooks);
-    if (looks == 0 || (looks < kIdleLooks && (group_ == nullptr || group_->Idle()))) {
+    const bool idle = has_waited_ && (group_ == nullptr || group_->Idle());
+    if (looks == 0 || (looks < kIdleLooks && idle)) {
       seen = num_waits_;
       Park(seen);
       continue;

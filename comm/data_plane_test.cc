@@ -431,8 +431,10 @@ TEST(DataPlane, AMessageArrivesWhileItsReceiverComputes) {
   const auto ranks = MakeNetworkRanks(2);
   const std::vector<std::byte> sent = Pattern(0, 1, 1, 48 << 20);
   std::vector<std::byte> buffer(sent.size());
-  RankThreads threads;
   std::atomic<bool> is_sent{false};
+  const SendOp hello{0, Tag(1), {}};
+  RecvOp recv{0, Tag(2), buffer};
+  RankThreads threads;
   threads.Run([&] {
     RecvOp recv{1, Tag(1), {}};
     const SendOp send{1, Tag(2), sent};
@@ -441,9 +443,7 @@ TEST(DataPlane, AMessageArrivesWhileItsReceiverComputes) {
     EXPECT_TRUE(ranks[0]->Wait(Later()).ok());
     is_sent = true;
   });
-  const SendOp send{0, Tag(1), {}};
-  RecvOp recv{0, Tag(2), buffer};
-  ASSERT_TRUE(ranks[1]->Start({&send, 1}, {}).ok() && ranks[1]->Wait(Later()).ok());
+  ASSERT_TRUE(ranks[1]->Start({&hello, 1}, {}).ok() && ranks[1]->Wait(Later()).ok());
   ASSERT_TRUE(ranks[1]->Start({}, {&recv, 1}).ok());
   const auto late = In(std::chrono::seconds(20));
   while (!is_sent && std::chrono::steady_clock::now() < late)

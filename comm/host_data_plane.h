@@ -120,8 +120,10 @@ class HostDataPlane final : public DataPlane, public TcpLink::Sink, public Netwo
   std::vector<ConnectionId> own_ SY_GUARDED_BY(mu_);       // [size]; 0: none
   std::vector<ConnectionId> accepted_ SY_GUARDED_BY(mu_);  // [size]; 0: none
 
-  // Who looks after the link: the rank's thread while it is in Wait, else the own thread.
+  // Who looks after the link: the rank's thread while it is in Wait, else the own thread. Between
+  // the waits of a rank that waits often it is nobody, for some milliseconds.
   bool rank_drives_ SY_GUARDED_BY(mu_) = false;
+  bool has_waited_ SY_GUARDED_BY(mu_) = false;  // in this epoch
   uint64_t num_waits_ SY_GUARDED_BY(mu_) = 0;
   bool owner_parked_ SY_GUARDED_BY(mu_) = false;  // wants to be told when the rank stops
   CondVar owner_free_;

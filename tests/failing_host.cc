@@ -53,6 +53,13 @@ class FailingCommunicator final : public Communicator {
     Pass(group.phases.before, group.tag);
     if (absl::Status status = inner_->Start(index, sends, recvs); !status.ok()) return status;
     Pass(group.phases.started, group.tag);
+    // An expert worker that sends its results and asks for the next layer's rows: what it waits for
+    // are those.
+    if (group.tag.kind == MessageKind::kCombine && !recvs.empty()) {
+      Pass(group.phases.done, group.tag);
+      group.tag = recvs[0].tag;
+      group.phases = PhasesOf(group.tag.kind, /*sends=*/false);
+    }
     if (group.tag.kind == MessageKind::kDispatch && group.tag.step == poisoned_->load())
       FailPoints::Abort("a row of that token");
     return absl::OkStatus();

@@ -56,7 +56,8 @@ class ExpertRank {
   // Waits for the rows and computes those whose weights are here; others' weights are under way.
   // `key` must live until Answer returned.
   absl::Status Compute(const ExchangeKey& key);
-  // Computes the rest and sends the results.
+  // Computes the rest and sends the results. With one micro-batch they may still be under way, with
+  // the receives of the next layer's rows, until Compute has waited for both.
   absl::Status Answer(const ExchangeKey& key);
   void Quit(const absl::Status& reason) { communicator_->Quit(reason); }
 
