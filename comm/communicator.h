@@ -61,8 +61,8 @@ class Communicator {
   // group one call's receives may be under way, in all of them kMaxPendingSends sends to one peer.
   // Groups are this rank's alone: its peer may have the other end of a message in another one. The
   // spans (the arrays of operations and the buffers) must stay valid and unchanged until Wait for
-  // their group returned or Start failed. Messages may move in Start and Wait alone (NCCL's do):
-  // two ranks on one thread must not wait for one that a third sends only after the other's.
+  // their group returned or Start failed. NCCL's messages move only while their
+  // rank is in Start or Wait, so a thread that serves several ranks needs one of the other kinds.
   virtual absl::Status Start(int32_t group, std::span<const SendOp> sends,
                              std::span<RecvOp> recvs) = 0;
   // Blocks until everything started in `group` is complete, or until an error of this rank, of

@@ -58,11 +58,11 @@ def main() -> None:
     rng = random.Random(1)
     requests = [int(n) for n in args.requests.split(",")]
     speeds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in shapes} for n in requests}
-    for order in (list(shapes), list(reversed(shapes))):
+    for half, order in enumerate((list(shapes), list(reversed(shapes)))):
         servers: dict[str, harness.Server] = {}
         try:
             for i, name in enumerate(order):
-                servers[name] = harness.Server(args.model, *shapes[name], *common, name=f"bench.workers.{i}")
+                servers[name] = harness.Server(args.model, *shapes[name], *common, name=f"bench.workers.{half}.{i}")
             for at_once in requests:
                 for turn in range(args.rounds + 1):
                     print(f"\rbench: {order[0]} loaded first, {at_once} at once, round {turn} of {args.rounds} ", end="", file=sys.stderr, flush=True)
